@@ -22,8 +22,7 @@ from canal.data.prepared import PreparedCells
 from canal.model.load import CellAnnotator, load_model
 from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.git_history import GitFile
-from canal.registry.ledger.ledger import Draft as Draft
-from canal.registry.ledger.ledger import Entry, plain_reason
+from canal.registry.ledger.ledger import Draft, Entry, plain_reason
 from canal.registry.ledger.ledger_rules import CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import refuse_behind
 from canal.registry.promotion import promotion
@@ -67,13 +66,12 @@ class Judgement:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document."""
+        other = self.compared and {"version": self.compared.number, "stage": self.compared.stage}
         return {
             "version": self.version.number,
             "stage": self.version.stage,
             "champion": self.champion.number if self.champion else None,
-            "compared_with": (
-                {"version": self.compared.number, "stage": self.compared.stage} if self.compared else None
-            ),
+            "compared_with": other,
             "rulings": [ruling.to_json() for ruling in self.rulings],
         }
 
@@ -113,11 +111,10 @@ def judge_version(
     findings = [str(one) for one in audit(store, project.layout, project.config, [version]).findings]
     other = champion or _parent(project, read_json(folder / "key.json")["parent"])
     compared = None
-    if other is not None and other.erased:
+    if other is not None:
         gone = {other.stage: f"the files of its parent, version {other.number}, were erased"}
-        compared = Comparison(other.number, version.number, {}, gone, (other.stage,))
-    elif other is not None:
-        compared = compare_versions(project, other, version)
+        nothing = Comparison(other.number, version.number, {}, gone, (other.stage,))
+        compared = nothing if other.erased else compare_versions(project, other, version)
     evidence = Evidence(
         evaluation=current_evaluation(store, version),
         verdict=read_json(folder / "validation" / "verdict.json"),
@@ -166,16 +163,9 @@ def rollback(project: Project, to: str | None, decision: Decision) -> Entry:
     return entry
 
 
-def plan_rollback(project: Project, to: str | None, decision: Decision) -> Draft:
-    """Return what a rollback would record, after checking the version's bytes; nothing is moved."""
-    target = _proven(project, to)
-    return promotion.rollback_draft(project.store, ledger_of(project.store), target, decision)
-
-
 def _proven(project: Project, to: str | None) -> Version | None:
     """Return a version that is to serve again, by default ``previous``, after checking its bytes."""
-    target = project.store.serving(to) if to else promotion.holder(project.store, PREVIOUS)
-    if target is not None:
+    if (target := project.store.serving(to) if to else promotion.holder(project.store, PREVIOUS)) is not None:
         verified(project.store, target)
     return target
 
@@ -189,9 +179,13 @@ def retire(project: Project, wanted: str, decision: Decision) -> Entry:
     return entry
 
 
-def plan_retirement(project: Project, wanted: str, decision: Decision) -> Draft:
-    """Return what a retirement would record; nothing is moved."""
-    return promotion.retire_draft(project.store, project.store.version(wanted), decision)
+def planned_move(project: Project, action: Action, wanted: str | None, decision: Decision) -> Draft:
+    """Return what a rollback or a retirement would record; nothing is moved."""
+    if action == "retire":
+        return promotion.retire_draft(project.store, project.store.version(wanted or ""), decision)
+    return promotion.rollback_draft(
+        project.store, ledger_of(project.store), _proven(project, wanted), decision
+    )
 
 
 def _announce(project: Project, action: Action, version: Version | None, entry: Entry) -> None:

@@ -1,6 +1,7 @@
 """Commands about versions: promote, compare, rollback, retire, lineage, unlearn, erase, merge, share."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -129,7 +130,8 @@ def rollback(
     """Make the previous champion, or any ready version, the champion again; recorded in the ledger."""
     decision = app.promoting.Decision(by, why, signer(sign, by))
     if dry_run:
-        note(_moves(app.promoting.plan_rollback(open_project(root), to, decision)))
+        draft = app.promoting.planned_move(open_project(root), "rollback", to, decision)
+        note(_moves(draft.kind, draft.version, draft.aliases))
         return
     entry = app.promoting.rollback(open_project(root), to, decision)
     note(_ledger_message(f"version {entry.version} is the champion again", entry.seq))
@@ -146,19 +148,20 @@ def retire(
     """Retire a version: it never serves again; its artifacts are kept."""
     decision = app.promoting.Decision(by, why, signer(sign, by))
     if dry_run:
-        note(_moves(app.promoting.plan_retirement(open_project(root), version, decision)))
+        draft = app.promoting.planned_move(open_project(root), "retire", version, decision)
+        note(_moves(draft.kind, draft.version, draft.aliases))
         return
     entry = app.promoting.retire(open_project(root), version, decision)
     note(_ledger_message(f"version {entry.version} is retired", entry.seq))
 
 
-def _moves(draft: "app.promoting.Draft") -> str:
+def _moves(kind: str, version: int, aliases: Mapping[str, int | None]) -> str:
     """Return what a decision would record, in words."""
-    aliases = ", ".join(
+    moves = ", ".join(
         f"{alias} would be taken away" if number is None else f"{alias} would point to version {number}"
-        for alias, number in draft.aliases.items()
+        for alias, number in aliases.items()
     )
-    return f"{draft.kind} of version {draft.version}: {aliases or 'no alias would move'}; nothing was changed"
+    return f"{kind} of version {version}: {moves or 'no alias would move'}; nothing was changed"
 
 
 def _ledger_message(what: str, seq: int) -> str:
