@@ -43,10 +43,9 @@ class Judgement:
 
     Attributes
     ----------
-    version : Version
+    version, rulings : Version, sequence of Ruling
     champion : Version or None
         The version that serves.
-    rulings : sequence of Ruling
     compared : Version or None
         The version that it was compared with: the champion, or its parent where none serves yet.
     too_few : str
@@ -157,16 +156,16 @@ def promote(project: Project, judgement: Judgement, decision: Decision) -> Entry
 def rollback(project: Project, to: str | None, decision: Decision) -> Entry:
     """Let ``previous``, or any other ready version, serve again, after checking its bytes."""
     with moving(project.store) as ledger:
-        target = _proven(project, to)
-        entry = promotion.rollback(project.store, ledger, target, decision)
+        entry = promotion.rollback(project.store, ledger, target := _proven(project, to), decision)
     _announce(project, "rollback", target, entry)
     return entry
 
 
 def _proven(project: Project, to: str | None) -> Version | None:
     """Return a version that is to serve again, by default ``previous``, after checking its bytes."""
-    if (target := project.store.serving(to) if to else promotion.holder(project.store, PREVIOUS)) is not None:
-        verified(project.store, target)
+    store = project.store
+    if target := store.serving(to) if to else promotion.holder(store, PREVIOUS):
+        verified(store, target)
     return target
 
 
@@ -181,11 +180,10 @@ def retire(project: Project, wanted: str, decision: Decision) -> Entry:
 
 def planned_move(project: Project, action: Action, wanted: str | None, decision: Decision) -> Draft:
     """Return what a rollback or a retirement would record; nothing is moved."""
+    store = project.store
     if action == "retire":
-        return promotion.retire_draft(project.store, project.store.version(wanted or ""), decision)
-    return promotion.rollback_draft(
-        project.store, ledger_of(project.store), _proven(project, wanted), decision
-    )
+        return promotion.retire_draft(store, store.version(wanted or ""), decision)
+    return promotion.rollback_draft(store, ledger_of(store), _proven(project, wanted), decision)
 
 
 def _announce(project: Project, action: Action, version: Version | None, entry: Entry) -> None:
