@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from canal.data.split import read_split
-from tests.faults.chaos import POLICY, check
+from tests.faults.chaos import check
 from tests.faults.commands import command
 from tests.faults.forked import REFUSED, Worker, done, import_everything
 from tests.faults.whole import whole_file
 from tests.pipeline.conftest import Line, make_project, move_database
+from tests.support.cells import LENIENT
 from tests.support.published import write_published
 
 BY = ("--by", "A. Person", "--why", "kills")
@@ -319,7 +320,7 @@ _WAS_DONE, _RAN_AGAIN = "was done", "ran again"
 def _kill(case: Case, base: Line, scratch: Path, kills: int, seed: int) -> Report:
     scratch.mkdir(parents=True)
     ready = _copied(base, scratch / "ready")
-    ready.edit(lambda document: document.update(policy=POLICY))
+    ready.edit(lambda document: document.update(policy=LENIENT))
     if case.shared:
         (ready.root / "mlflow.db").rename(scratch / "shared.db")
     case.prepare(ready)

@@ -15,25 +15,16 @@ from canal.registry.ledger.ledger import Ledger, ledger_aliases
 from canal.registry.promotion.moves import ledger_of
 from canal.registry.promotion.policy import blocking_rulings
 from tests.pipeline.conftest import keep_hooks
+from tests.support.cells import LENIENT
 
 pytestmark = pytest.mark.pipeline
 
 MOVE = Decision("A. Person", "reviewed")
-EASY = {
-    "min_accuracy": 0.0,
-    "min_balanced_accuracy": 0.0,
-    "min_cells_per_stage": 1,
-    "min_cells_per_type": 1,
-    "max_loss": 1.0,
-    "max_loss_per_type": 1.0,
-    "min_h_score": 0.0,
-    "max_ece": 1.0,
-}
 
 
 @pytest.fixture
 def project(line):
-    line.edit(lambda document: document.update(policy=EASY))
+    line.edit(lambda document: document.update(policy=LENIENT))
     return line.project()
 
 
@@ -88,7 +79,7 @@ def test_a_version_s_life(project):
 
 def test_a_rule_that_fails_refuses_and_an_override_is_kept(line, monkeypatch):
     monkeypatch.chdir(line.root)
-    line.edit(lambda document: document.update(policy={**EASY, "min_accuracy": 1.0, "min_h_score": 1.0}))
+    line.edit(lambda document: document.update(policy={**LENIENT, "min_accuracy": 1.0, "min_h_score": 1.0}))
     run = ["promote", "2", "--by", "A. Person", "--why", "needed today"]
     refused = CliRunner().invoke(app, [*run, "--dry-run"])
     assert refused.exit_code == 1
@@ -110,7 +101,7 @@ def test_a_rule_that_fails_refuses_and_an_override_is_kept(line, monkeypatch):
 
 
 def test_hooks_are_told_after_each_move_and_one_that_fails_changes_nothing(line, capsys):
-    line.edit(lambda document: document.update(policy=EASY))
+    line.edit(lambda document: document.update(policy=LENIENT))
     keep_hooks(line)
     project = line.project()
     promote(project, judge_version(project, "1"), MOVE)
@@ -159,7 +150,7 @@ def test_a_move_that_was_cut_off_is_finished_by_the_next_command(project, monkey
 
 def test_the_first_promotion_compares_with_the_parent(line):
     """Not with nothing: what the stage lost of its parent's knowledge is asked for before anybody serves."""
-    line.edit(lambda document: document.update(policy={**EASY, "max_loss": 0.0}))
+    line.edit(lambda document: document.update(policy={**LENIENT, "max_loss": 0.0}))
     judgement = judge_version(line.project(), "2")
     assert (judgement.champion, judgement.compared.number) == (None, 1)
     document = judgement.to_json()
@@ -173,7 +164,7 @@ def test_the_first_promotion_compares_with_the_parent(line):
 def test_too_few_test_cells_pass_for_a_reason_that_stays(line, monkeypatch):
     monkeypatch.chdir(line.root)
     few = {"min_cells_per_stage": 50, "min_cells_per_type": 50}
-    line.edit(lambda document: document.update(policy=EASY | few))
+    line.edit(lambda document: document.update(policy=LENIENT | few))
     run = ["promote", "2", "--by", "A. Person", "--why", "reviewed"]
     refused = CliRunner().invoke(app, run)
     assert isinstance(refused.exception, PolicyError)
