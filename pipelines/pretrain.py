@@ -7,7 +7,7 @@ from canal.app.pipeline import project_step, run
 from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.core.files import new_folder, write_json
-from canal.registry.manifest.stage_request import stage_facts
+from canal.registry.manifest.stage_request import stage_facts, unused_settings
 from canal.registry.manifest.version_folder import write_key
 from canal.registry.store.tracking import StepRun
 from canal.registry.versions.history import require_available, restore_model
@@ -23,7 +23,7 @@ def learn(project: Project, logged: StepRun) -> None:
         require_available(config, name)
         require_passing(layout.verdict(name), project.prepared_digest(name), name)
         logged.dataset(name, layout.prepared(config.stages[name].source) / "cells.h5ad", "pretrain")
-    logged.params(config.backbone.model_dump())
+    logged.params(config.backbone.model_dump(exclude=unused_settings(config)))
     if not config.trains_network:
         history = {"method": "exact", "epochs": []}
     elif imported is None:

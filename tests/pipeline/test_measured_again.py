@@ -140,7 +140,7 @@ def test_a_registration_of_a_measurement_that_was_killed_is_finished(line, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
-        killed.setattr(moves, "describe", kill)
+        killed.setattr(moves, "_describe", kill)
         registry_sync(line.project())
     assert line.project().layout.pending.is_file()
     assert registry_sync(line.project()).measured == ()

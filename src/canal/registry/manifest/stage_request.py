@@ -110,7 +110,9 @@ def backbone_request(config: Config) -> Request:
     elif imported is not None:  # its key, and nothing that only pre-training reads
         backbone = {"preset": config.backbone.preset, "imported": imported.key}
     else:
-        backbone = config.backbone.model_dump(mode="json", exclude={"branch", "imported", *_unused(config)})
+        backbone = config.backbone.model_dump(
+            mode="json", exclude={"branch", "imported", *unused_settings(config)}
+        )
     return (
         _products(config)
         | ({"memory": basis} if basis else {})
@@ -126,7 +128,7 @@ def backbone_request(config: Config) -> Request:
     )
 
 
-def _unused(config: Config) -> set[str]:
+def unused_settings(config: Config) -> set[str]:
     """Return the settings of unlabelled sources where there are none: requests of before stay the same."""
     return set() if config.backbone.unlabelled else {"unlabelled", "max_unlabelled_cells"}
 
