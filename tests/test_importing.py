@@ -133,6 +133,10 @@ def imports(tmp_path, monkeypatch):
 
 
 def test_published_weights_become_a_folder_a_version_and_three_lines_of_params(imports, tmp_path):
+    said = canal(*imports.call, "--dry-run")
+    assert "fits: 60 genes, 2 blocks of width 16; it would be registered" in said
+    assert not imports.folder.exists()
+    assert (imports.root / "params.yaml").read_text() == imports.before
     said = canal(*imports.call, "--commit")
     assert "60 genes, 2 blocks of width 16; it is canal-backbone 2" in said
     assert "canal stage relearn backbone" in said  # this branch was learned otherwise

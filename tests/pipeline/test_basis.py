@@ -89,6 +89,9 @@ def digests_in(order: tuple[str, ...], line: Line, monkeypatch) -> dict[str, str
 def test_requests_name_what_a_basis_is_and_not_where_it_lies(tmp_path, basis):
     line = make_line(tmp_path / "project", dict.fromkeys(STAGES, {}), continual=EXACT)
     before = line.project().config
+    said = line.canal("basis", "adopt", str(basis), "--dry-run")
+    assert "params.yaml would name it" in said
+    assert (line.project().config, (line.root / "bases").exists()) == (before, False)
     line.canal("basis", "adopt", str(basis))
     config, digest = line.project().config, Basis.read(basis).digest
     for stage in ("backbone", "first"):

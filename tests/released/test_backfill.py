@@ -80,6 +80,9 @@ def test_a_version_gains_sums_and_keeps_network_and_request(line):
     line.run("git", "init", "--quiet")
     line.run("dvc", "init", "--quiet")
     old = line.project().learned("third")
+    said = line.canal("sums", "backfill", "third", "--dry-run")
+    assert said.count("its training cells would be summed") == 3
+    assert line.project().learned("third") == old
     made = answer(line, "sums", "backfill", "third")
     assert made == {
         "stage": "third", "before": 3, "after": 4, "gone": [], "lacking": [],

@@ -127,6 +127,28 @@ def backfill(project: Project, stage: str, notice: Notice, sign: Sign | None = N
     return _result(project, after, version.number)
 
 
+def planned_backfill(project: Project, stage: str) -> dict[str, str]:
+    """Return what a backfill would do with the sums of a stage and each of its ancestors; nothing is made.
+
+    Raises
+    ------
+    HistoryError
+        If the stage was not learned, or has sums already.
+    """
+    version = _version_of(project, stage)
+    _, key = verified(project.store, version)
+    if stage in key.get("sums", {}):
+        _unfinished_backfill(project, version, key)
+        return {stage: f"version {version.number} has its sums: models/{stage} would be restored"}
+    found: dict[str, str] = {}
+    for name in (*project.config.ancestors(stage), stage):
+        _, key = verified(project.store, _version_of(project, name))
+        why = why_unavailable(project, name, key)
+        kept = "its version has its sums" if name in key.get("sums", {}) else ""
+        found[name] = kept or (f"left out: {why}" if why else "its training cells would be summed")
+    return found
+
+
 def _version_of(project: Project, stage: str) -> Version:
     if stage not in project.config.stages:
         raise HistoryError(f"no stage {stage!r} in params.yaml; there are {', '.join(project.config.stages)}")

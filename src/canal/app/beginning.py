@@ -262,8 +262,10 @@ def export_basis(project: Project, wanted: str, output: Path) -> Path:
     return target
 
 
-def adopt_basis(project: Project, source: Path) -> Adopted:
+def adopt_basis(project: Project, source: Path, dry_run: bool = False) -> Adopted:
     """Adopt another lineage's basis in a project without a backbone; adopting it again changes nothing.
+
+    ``dry_run`` only returns what it would be.
 
     The basis is copied to ``bases/NAME``, then params.yaml names it: after a kill, a second call completes
     the adoption.
@@ -289,8 +291,10 @@ def adopt_basis(project: Project, source: Path) -> Adopted:
         raise RegistryError(
             f"{folder} holds another basis; give the file another name, or remove that folder"
         )
-    basis.save(folder)
     changed = adopted is None or adopted.digest != basis.digest
+    if dry_run:
+        return Adopted(relative, basis.digest, basis.size, basis.seen, changed)
+    basis.save(folder)
     if changed:
         before = layout.params.read_text(encoding="utf-8")
         save(layout.params, with_basis(before, relative, basis.digest), before)

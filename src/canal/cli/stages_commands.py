@@ -236,11 +236,16 @@ def run(
 
 def backfill(
     stage: Annotated[str, typer.Argument(help="A learned stage.")],
+    dry_run: DryRun = False,
     sign: KeyFile = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a version of a stage with sums of its cells; its network is kept, nothing is trained."""
+    if dry_run:
+        for name, what in app.backfilling.planned_backfill(open_project(root), stage).items():
+            note(f"{name}: {what}")
+        return
     signed = signer(sign)
     made = app.backfilling.backfill(open_project(root), stage, note, signed)
     if as_json:
@@ -273,13 +278,18 @@ def export(
 
 def adopt(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A file that canal basis export wrote.")],
+    dry_run: DryRun = False,
     commit: Commit = False,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Adopt another lineage's basis, in a project without learned stages."""
     project = open_project(root)
-    made = app.beginning.adopt_basis(project, path)
+    made = app.beginning.adopt_basis(project, path, dry_run)
+    if dry_run:
+        what = "params.yaml would name it" if made.changed else "params.yaml names it already"
+        note(f"{made.path}: {made.genes} genes, chosen on cells of {', '.join(made.seen)}; {what}")
+        return
     if commit:
         project.commit(f"Adopt basis {made.digest[:12]}", made.path)
     if as_json:
@@ -296,15 +306,22 @@ def backbone_import(
     gene2vec: Annotated[
         Path | None, typer.Option(help="Its gene vectors (.npy, .csv, .tsv), to prove that the genes fit.")
     ] = None,
+    dry_run: DryRun = False,
     commit: Commit = False,
     sign: KeyFile = None,
     root: Root = None,
 ) -> None:
     """Start the lineage from published weights: check them, register them, name them in params.yaml."""
     signed, project = signer(sign), open_project(root)
-    imported = app.beginning.import_published(
-        project, app.beginning.PublishedFiles(checkpoint, genes, gene2vec), signed
-    )
+    files = app.beginning.PublishedFiles(checkpoint, genes, gene2vec)
+    if dry_run:
+        found = app.beginning.read_backbone(files, project.config.backbone.preset)
+        note(
+            f"{checkpoint.name} fits: {len(found.vocabulary)} genes, {found.config.depth} blocks of width "
+            f"{found.config.dim}; it would be registered, and backbones/{files.name} named in params.yaml"
+        )
+        return
+    imported = app.beginning.import_published(project, files, signed)
     if commit:
         project.commit(f"Import backbone {imported.folder.name}")
     backbone, version = imported.backbone, imported.version
