@@ -165,7 +165,7 @@ def test_a_redirect_is_not_followed_with_the_token(tmp_path, server, monkeypatch
 @pytest.mark.parametrize("kind", ["command", "grandchild", "server"])
 def test_what_hangs_is_ended_in_time(tmp_path, server, kind):
     server.statuses = ["drip"]
-    sleeping = "import time; time.sleep(60)"
+    sleeping = f"import time; time.sleep(60)  # {tmp_path.name}"  # other tests have sleepers, too
     child = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleeping!r}]).wait()"
     place = {"url": server.url}
     if kind != "server":
