@@ -24,7 +24,7 @@ import anndata
 import numpy as np
 
 from canal.app.project import Project
-from canal.app.versions import export_version
+from canal.app.versions import ExportOptions, export_version
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LARGEST_MB, LONGEST_S = 450, 10
@@ -47,7 +47,7 @@ def main() -> None:
         python, seconds = install(folder)
         bundle = folder / "model.zip"
         project = Project.open(arguments.root)
-        export_version(project, arguments.version, bundle, without_cells=True)
+        export_version(project, arguments.version, bundle, ExportOptions(without_cells=True))
         write_cells(project, arguments.cells, folder / "cells.h5ad")
         found = {
             "MB": size_mb(folder / "venv"),
