@@ -6,18 +6,9 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-TOP = (
-    ".dvc/config",
-    ".dvc/.gitignore",
-    ".dvcignore",
-    ".gitattributes",
-    ".gitignore",
-    "MLproject",
-    "data.dvc",
-    "dvc.yaml",
-    "gate/README.md",
-    "params.yaml",
-)
+HERE = Path(__file__).parent
+TOP = (HERE / "MANIFEST.in").read_text(encoding="utf-8").splitlines()[0].split()[1:]
+"""Files of projects beside the pipeline's scripts: those that an sdist names, too."""
 
 
 class WithProjectFiles(build_py):
@@ -28,11 +19,11 @@ class WithProjectFiles(build_py):
         super().run()
         if self.editable_mode:
             return
-        here, into = Path(__file__).parent, Path(self.build_lib, "canal", "app", "templates", "top")
-        for name in (*TOP, *(f"pipelines/{path.name}" for path in here.glob("pipelines/*.py"))):
+        into = Path(self.build_lib, "canal", "app", "templates", "top")
+        for name in (*TOP, *(f"pipelines/{path.name}" for path in HERE.glob("pipelines/*.py"))):
             target = into / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(here / name, target)
+            shutil.copyfile(HERE / name, target)
 
 
 setup(cmdclass={"build_py": WithProjectFiles})

@@ -7,7 +7,6 @@ so runs the steps that use it again: they restore what was learned.
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap
 
 from canal.app.declaring import Addition, add_stage, propose_stage
+from canal.app.project import git, last_line
 from canal.app.streams import Stream
 from canal.config.layout import Layout
 from canal.config.layout import name_from as name_from
@@ -60,13 +60,7 @@ def top_files() -> Path:
 def used_canal() -> dict[str, Any]:
     """Return the content of ``canal.json`` for the canal that runs: its version, its code by digest."""
     rooms = sorted(path for path in _PACKAGE.iterdir() if (path / "__init__.py").is_file())
-    code = {
-        room.name: json_digest(
-            {path.relative_to(room).as_posix(): file_digest(path) for path in sorted(room.rglob("*.py"))}
-        )
-        for room in rooms
-    }
-    return {"canal": __version__, "code": code}
+    return {"canal": __version__, "code": {room.name: json_digest(_code(room)) for room in rooms}}
 
 
 def pipeline_files() -> dict[str, str]:
@@ -245,21 +239,15 @@ def _new_files(name: str, wish: Wish) -> dict[str, str]:
     if wish.demo:
         files |= {one: (top / one).read_text(encoding="utf-8") for one in (PARAMS, "data.dvc")}
     else:
-        files |= {
-            PARAMS: _params(name, wish),
-            "data.dvc": _NOT_FETCHED,
-        }
+        text = _filled(PARAMS, method=wish.method, model=name)
+        text = text if wish.stream is None else wish.stream.params(text, wish.method)
+        files |= {PARAMS: text, "data.dvc": _NOT_FETCHED}
     begun = wish.demo or wish.first is not None or wish.stream is not None
     step = "" if begun else "canal stage add NAME --file FILE.h5ad --label COLUMN --values counts --commit\n"
     files["README.md"] = _filled("README.md", name=name, distribution=DISTRIBUTION, first_stage=step)
     files[".github/workflows/canal.yml"] = _filled("canal.yml")
     files["requirements.txt"] = f"{requirement()}\n"
     return files
-
-
-def _params(name: str, wish: Wish) -> str:
-    text = _filled(PARAMS, method=wish.method, model=name)
-    return text if wish.stream is None else wish.stream.params(text, wish.method)
 
 
 def _filled(template: str, **values: str) -> str:
@@ -303,15 +291,7 @@ def _begin_git(folder: Path, name: str, files: Sequence[str]) -> str | None:
 def _refused(folder: Path, *arguments: str) -> str | None:
     """Return what git said where a command of it failed."""
     done = git(folder, *arguments)
-    if not done.returncode:
-        return None
-    lines = (done.stderr or done.stdout).strip().splitlines()
-    return f"git {arguments[0]}: {lines[-1] if lines else 'no reason given'}"
-
-
-def git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Return what git said and its exit code, called in a folder."""
-    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    return f"git {arguments[0]}: {last_line(done)}" if done.returncode else None
 
 
 # A project and the canal that runs.
@@ -326,6 +306,7 @@ def is_source(root: Path) -> bool:
 
 
 def _code(package: Path) -> dict[str, str]:
+    """Return the digests of a package's modules, by path."""
     return {path.relative_to(package).as_posix(): file_digest(path) for path in package.rglob("*.py")}
 
 

@@ -138,11 +138,15 @@ def relearn(name: str, commit: bool, root: Path | None = None, dry_run: bool = F
 
 
 def declare_labelled(
-    file: Path, declared: Mapping[str, Any], label_map: Path | None, root: Path | None
+    file: Path,
+    declared: Mapping[str, Any],
+    label_map: Path | Mapping[str, str | None] | None,
+    root: Path | None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the params.yaml entry of a labelled file, and the labels whose blanks at the ends it removes.
 
-    ``declared`` holds ``label`` and ``values``, and what else is given; None counts as not given.
+    ``declared`` holds ``label`` and ``values``, and what else is given; None counts as not given. A label map
+    is handed over as such, or as the file that holds it.
 
     Raises
     ------
@@ -158,12 +162,15 @@ def declare_labelled(
 
 
 def declare(
-    file: Path, declared: Mapping[str, Any], label_map: Path | None, root: Path | None
+    file: Path,
+    declared: Mapping[str, Any],
+    label_map: Path | Mapping[str, str | None] | None,
+    root: Path | None,
 ) -> dict[str, Any]:
     """Return the params.yaml entry of an h5ad file on disk.
 
     The path is relative to the project where the file is inside it; declared values that are None are left
-    out.
+    out. A label map is handed over as such, or as the file that holds it.
 
     Raises
     ------
@@ -183,7 +190,7 @@ def declare(
     }
     entry |= {name: value for name, value in declared.items() if value is not None}
     if label_map is not None:
-        decided = read_label_map(label_map)
+        decided = read_label_map(label_map) if isinstance(label_map, Path) else LabelMap(label_map, {})
         entry["label_map"] = dict(decided.types)
         entry |= {"ontology": dict(decided.ontology)} if decided.ontology else {}
     return entry
@@ -201,16 +208,21 @@ def trimmed_labels(file: Path, column: str, given: Mapping[str, str | None] | No
     given
         The user's label map, without blanks; None returns entries for all labels if any has such blanks.
     """
-    with open_h5ad(file) as opened:
-        if column not in opened.obs_columns:
-            return {}  # the gate reports the missing column
-        labels = [label for label in opened.obs_column(column).unique() if label.strip()]
+    labels = labels_in(file, column)
     if given is not None:
         known = (label for label in labels if label not in given and label.strip() in given)
         return {label: given[label.strip()] for label in known}
     if all(label == label.strip() for label in labels):
         return {}
-    return {label: label.strip() for label in sorted(labels)}
+    return {label: label.strip() for label in labels}
+
+
+def labels_in(file: Path, column: str) -> list[str]:
+    """Return the labels in a column of a file's obs, sorted; none without the column, as the gate reports."""
+    with open_h5ad(file) as opened:
+        if column not in opened.obs_columns:
+            return []
+        return sorted(label for label in opened.obs_column(column).unique() if label.strip())
 
 
 def read_label_map(path: Path) -> LabelMap:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from canal.app.creating import require_used
-from canal.app.project import Project
+from canal.app.project import Project, last_line
 from canal.config.layout import Layout
 from canal.config.sections import BACKBONE, Source
 from canal.config.yaml_file import check_merged, parse_yaml
@@ -200,14 +200,11 @@ def _new(project: Project, stage: str) -> StagePlan:
         require_corpora_available(config)
         for name in config.backbone.unlabelled:
             _require_bytes(project, name, config.sources[name])
-        corpora = ", ".join(config.backbone.unlabelled)
-        how = (
-            "imported"
-            if config.imported_backbone
-            else f"pretrained{f', also on {corpora}' if corpora else ''}"
-            if config.trains_network
-            else "no network"
-        )
+        how, corpora = "no network", ", ".join(config.backbone.unlabelled)
+        if config.imported_backbone:
+            how = "imported"
+        elif config.trains_network:
+            how = f"pretrained, also on {corpora}" if corpora else "pretrained"
         return StagePlan(stage, "learn", None, f"branch {config.backbone.branch} is not learned yet: {how}")
     require_available(config, stage)
     name = config.stages[stage].source
@@ -289,10 +286,7 @@ def dvc_steps(root: Path) -> tuple[dict[str, str], tuple[str, ...], int]:
             "a `canal run` is at work in this folder: what is left to do is known when it has ended"
         ) from error
     if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        raise ConfigError(
-            f"DVC cannot read the project's pipeline: {lines[-1] if lines else 'no reason given'}"
-        )
+        raise ConfigError(f"DVC cannot read the project's pipeline: {last_line(done)}")
     reasons, perhaps = dict[str, str](), list[str]()
     lock = root / "dvc.lock"
     ran = (parse_yaml(lock.read_bytes(), lock.name) or {}).get("stages") or {} if lock.is_file() else {}

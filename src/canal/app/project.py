@@ -226,20 +226,23 @@ class Project:
         CanalError
             If git fails; params.yaml keeps its new content.
         """
+        root = self.layout.root
         if also:
-            subprocess.run(["git", "add", "--", *also], cwd=self.layout.root, check=False)
-        done = subprocess.run(
-            ["git", "commit", "--quiet", "-m", message, "--", self.layout.params.name, *also],
-            cwd=self.layout.root,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+            git(root, "add", "--", *also)
+        done = git(root, "commit", "--quiet", "-m", message, "--", self.layout.params.name, *also)
         if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines()
-            raise CanalError(
-                f"params.yaml is written, but git did not commit it: {lines[-1] if lines else 'no reason'}"
-            )
+            raise CanalError(f"params.yaml is written, but git did not commit it: {last_line(done)}")
 
     def _source(self, stage: str) -> str:
         return self.config.stages[stage].source
+
+
+def git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Return what git said and its exit code, called in a folder."""
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def last_line(done: "subprocess.CompletedProcess[str]") -> str:
+    """Return the last line that a process wrote, of its errors if there are any: why it failed."""
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return lines[-1] if lines else "no reason given"

@@ -18,7 +18,7 @@ from filelock import Timeout
 
 from canal.app.creating import complete_project, require_used
 from canal.app.planning import StagePlan, require_mergeable, run_lock, stage_fates, uncommitted
-from canal.app.project import Project
+from canal.app.project import Project, git
 from canal.core.errors import CanalError, HistoryError, tell
 from canal.runtime.startup import INTERRUPTED, begin
 
@@ -166,11 +166,9 @@ def _not_interrupted(record: logging.LogRecord) -> bool:
 
 def changed_files(root: Path) -> list[str]:
     """Return the files of a run that git does not hold as they are; none outside a git repository."""
-    git = shutil.which("git")
-    if git is None:
+    if shutil.which("git") is None:
         return []
-    command = [git, "status", "--porcelain", "--", *_NEW]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = git(root, "status", "--porcelain", "--", *_NEW)
     changed = {line[3:].strip('"').rpartition("/")[2] for line in done.stdout.splitlines()}
     names = [name for name in _NEW if name in changed and (root / name).is_file()]
     return [] if done.returncode else names

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from canal.app.declaring import declare, read_label_map, trimmed_labels
+from canal.app.declaring import declare_labelled, labels_in, read_label_map
 from canal.config.sections import (
     NAME_PATTERN,
     PUBLISHED_BANK_SIZE,
@@ -20,10 +20,8 @@ from canal.config.sections import (
     Source,
 )
 from canal.config.yaml_file import dumped, parse, parse_yaml, round_trip, with_stage
-from canal.core.digests import file_digest
 from canal.core.errors import ConfigError, SourceError
 from canal.io.arrays import EXAMPLES, listed
-from canal.io.h5ad import open_h5ad
 
 _STREAMS = Path(__file__).parent / "templates" / "streams"
 _PER_SOURCE = {*Source.model_fields} - {"rest", "available", "url", "wheel"}
@@ -234,36 +232,26 @@ def _declared(
     root: Path,
 ) -> StreamSource:
     """Return the declaration of one file; refuse it where another digest was expected."""
-    expected = own.get("sha256", about.get("sha256"))
-    found = file_digest(file)
-    if expected is not None and found != expected:
-        raise SourceError(
-            f"{file}: expected sha256 {expected}, found {found}: this is another file, or the expected "
-            "digest is wrong"
-        )
     common = {name: value for name, value in (options.declared or {}).items() if value is not None}
-    given = {"label": "cell_type", "layer": "X", **common, **own}
-    given = {name: value for name, value in given.items() if name not in ("path", "sha256")}
-    entry = declare(file, {"citation": about.get("citation")} | given, None, root)
+    given = {"citation": about.get("citation"), "label": "cell_type", "layer": "X", **common, **own}
+    given = {name: value for name, value in given.items() if name not in ("path", "sha256", "label_map")}
+    label_map = own.get("label_map")
     if "label_map" not in own and options.label_map is not None:
-        entry["label_map"] = _used(dict(read_label_map(options.label_map).types), file, given["label"])
-    if trimmed := trimmed_labels(file, given["label"], entry.get("label_map")):
-        entry["label_map"] = (entry.get("label_map") or {}) | trimmed
+        label_map = _used(read_label_map(options.label_map).types, file, given["label"])
+    entry, _ = declare_labelled(file, given, label_map, root)
+    expected = own.get("sha256", about.get("sha256"))
+    if expected is not None and entry["sha256"] != expected:
+        raise SourceError(
+            f"{file}: expected sha256 {expected}, found {entry['sha256']}: this is another file, or the "
+            "expected digest is wrong"
+        )
     return StreamSource(stage, entry, expected is not None)
 
 
-def _used(types: dict[str, str | None], file: Path, column: str) -> dict[str, str | None]:
+def _used(types: Mapping[str, str | None], file: Path, column: str) -> dict[str, str | None]:
     """Return the entries of a label map that one file has use for, and the labels outside as they are."""
-    labels = _labels(file, column)
+    labels = labels_in(file, column)
     return {label: types.get(label, types.get(label.strip(), label)) for label in labels}
-
-
-def _labels(file: Path, column: str) -> list[str]:
-    """Return the labels in a file; none where it lacks the column, which the gate reports."""
-    with open_h5ad(file) as opened:
-        if column not in opened.obs_columns:
-            return []
-        return sorted(label for label in opened.obs_column(column).unique() if label.strip())
 
 
 def _require_types(
@@ -273,7 +261,7 @@ def _require_types(
     types: set[str] = set()
     for one in sources:
         label_map = one.source.get("label_map")
-        labels = _labels(files[one.stage], one.source["label"])
+        labels = labels_in(files[one.stage], one.source["label"])
         types |= {label if label_map is None else label_map.get(label) or "" for label in labels}
     if absent := [one for one in held_out if one not in types - {""}]:
         raise ConfigError(

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
 
-from canal.app.creating import Wish, create, git
-from canal.app.declaring import declare, propose_stage, trimmed_labels
-from canal.app.project import Project
+from canal.app.creating import Wish, create
+from canal.app.declaring import declare_labelled, propose_stage
+from canal.app.project import Project, git, last_line
 from canal.app.running import changed_files
 from canal.app.versions import version_view
 from canal.config.layout import name_from
@@ -56,23 +56,19 @@ def learn(
     """Teach a lineage a labelled data set: the same line as by commands, the gate included.
 
     The project is made where there is none (`canal init`); the cells become its next stage if they pass the
-    gate (`canal stage add`) and are learned (`canal run`). params.yaml and what the run made are committed.
-    The same call again learns nothing and returns the same version.
+    gate, and are learned (`canal run`). What is new is committed. The same call again learns nothing.
 
     Parameters
     ----------
     cells : AnnData, str or Path
         Cells with a type each: an AnnData, which is written to ``cells/STAGE.h5ad`` of the project, or the
         path of an h5ad file, which stays where it is.
-    into, stage : str or Path, str
-        The project's folder, and the stage's name, by default the file's.
-    method : str
-        Of a new project: ``exact`` (sums), ``combined`` or ``published`` (`canal init --method`).
+    into, stage, method : str or Path, str, str
+        The project's folder; the stage's name, by default the file's; who learns (`canal init --method`).
     say : callable
         Is handed each line of progress; by default they go to the error stream.
     **reading
-        ``values`` (required), ``label`` (by default ``cell_type``), ``batch``, ``label_map``, ``layer``,
-        ``gene_column``, ``min_genes``: see `Reading`.
+        ``values`` (required), ``label`` (by default ``cell_type``) and more: see `Reading`.
 
     Returns
     -------
@@ -129,7 +125,8 @@ def _add(
     written = not isinstance(cells, str | Path) and _written(cells, target)
     file = Path(cells) if isinstance(cells, str | Path) else target
     try:
-        source = _source(file, reading, root)
+        declared = {name: value for name, value in reading.items() if name != "label_map"}
+        source, _ = declare_labelled(file, declared, reading.get("label_map"), root)
         if name in project.config.stages:
             _require_same(project, name, source)
             return
@@ -176,16 +173,6 @@ def _written(cells: "AnnData", target: Path) -> bool:
     return True
 
 
-def _source(file: Path, reading: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Return the entry of params.yaml that declares a file's cells."""
-    declared = {"label": "cell_type", "layer": "X", **reading}
-    given = declared.pop("label_map", None)
-    source = declare(file, declared, None, root)
-    if (names := {**(given or {}), **trimmed_labels(file, declared["label"], given)}) or given is not None:
-        source["label_map"] = names
-    return source
-
-
 def _require_same(project: Project, name: str, source: Mapping[str, Any]) -> None:
     """Raise unless a stage of params.yaml learns these cells, read this way."""
     own = project.config.stages[name].source
@@ -228,5 +215,4 @@ def _commit(root: Path, message: str, names: Sequence[str], say: Say) -> None:
     git(root, "add", "--", *names)
     done = git(root, "commit", "--quiet", "--message", message, "--", *names)
     if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        say(f"git did not commit {', '.join(names)}: {lines[-1] if lines else 'no reason given'}")
+        say(f"git did not commit {', '.join(names)}: {last_line(done)}")

@@ -1,13 +1,13 @@
 """`canal upgrade`: move a project to the canal that runs; what was learned is restored, not learned again."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from canal.app.creating import PARAMS, SAME, USED, git, is_source, pipeline_files, requirement, write_text
-from canal.app.project import Project
+from canal.app.creating import PARAMS, SAME, USED, is_source, pipeline_files, requirement, write_text
+from canal.app.project import Project, git
 from canal.config.yaml_file import save, with_sections, with_tune
 from canal.core import __version__
 from canal.core.errors import ConfigError
@@ -45,9 +45,9 @@ def upgrade(project: Project, dry_run: bool = False) -> Upgraded:
         If a file that is to be replaced has changes that git does not hold, which would be lost.
     """
     root = project.layout.root
-    wanted = {} if is_source(root) else _upgraded_files(root)
+    pipeline = {} if is_source(root) else _upgraded_files(root)
     before = project.layout.params.read_text(encoding="utf-8")
-    wanted = {PARAMS: with_sections(with_tune(before)), **wanted}
+    wanted = {PARAMS: with_sections(with_tune(before)), **pipeline}
     files: dict[str, Literal["new", "changed"]] = {}
     for name, text in wanted.items():
         path = root / name
@@ -59,13 +59,7 @@ def upgrade(project: Project, dry_run: bool = False) -> Upgraded:
         root, [name for name, what in files.items() if what == "changed" and name not in _ADDED_TO]
     )
     used = read_json(root / USED) if (root / USED).is_file() else {}
-    own = (
-        {f"pipelines/{path.name}" for path in (root / "pipelines").glob("*.py")} if len(wanted) > 1 else set()
-    )
-    left = [
-        *sorted(own - set(wanted)),
-        *(["src/canal"] if len(wanted) > 1 and (root / "src" / "canal").is_dir() else []),
-    ]
+    left = _unused(root, pipeline) if pipeline else []
     if not dry_run:
         for name in files:
             if name == PARAMS:
@@ -73,6 +67,12 @@ def upgrade(project: Project, dry_run: bool = False) -> Upgraded:
             else:
                 write_text(root / name, wanted[name])
     return Upgraded(used.get("canal"), __version__, files, tuple(left))
+
+
+def _unused(root: Path, pipeline: Collection[str]) -> list[str]:
+    """Return what lies in a project, and is part of the upgraded pipeline no more."""
+    scripts = {f"pipelines/{path.name}" for path in (root / "pipelines").glob("*.py")} - {*pipeline}
+    return [*sorted(scripts), *(["src/canal"] if (root / "src" / "canal").is_dir() else [])]
 
 
 def _upgraded_files(root: Path) -> dict[str, str]:

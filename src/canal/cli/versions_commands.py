@@ -1,9 +1,8 @@
 """Commands about versions: promote, compare, rollback, retire, lineage, unlearn, erase, merge, share."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -130,8 +129,7 @@ def rollback(
     """Make the previous champion, or any ready version, the champion again; recorded in the ledger."""
     decision = app.promoting.Decision(by, why, signer(sign, by))
     if dry_run:
-        draft = app.promoting.planned_move(open_project(root), "rollback", to, decision)
-        note(_moves(draft.kind, draft.version, draft.aliases))
+        _plan_move(root, "rollback", to, decision)
         return
     entry = app.promoting.rollback(open_project(root), to, decision)
     note(_ledger_message(f"version {entry.version} is the champion again", entry.seq))
@@ -148,20 +146,25 @@ def retire(
     """Retire a version: it never serves again; its artifacts are kept."""
     decision = app.promoting.Decision(by, why, signer(sign, by))
     if dry_run:
-        draft = app.promoting.planned_move(open_project(root), "retire", version, decision)
-        note(_moves(draft.kind, draft.version, draft.aliases))
+        _plan_move(root, "retire", version, decision)
         return
     entry = app.promoting.retire(open_project(root), version, decision)
     note(_ledger_message(f"version {entry.version} is retired", entry.seq))
 
 
-def _moves(kind: str, version: int, aliases: Mapping[str, int | None]) -> str:
-    """Return what a decision would record, in words."""
+def _plan_move(
+    root: Path | None,
+    action: Literal["rollback", "retire"],
+    wanted: str | None,
+    decision: "app.promoting.Decision",
+) -> None:
+    """Say what a decision would record; nothing is moved."""
+    draft = app.promoting.planned_move(open_project(root), action, wanted, decision)
     moves = ", ".join(
         f"{alias} would be taken away" if number is None else f"{alias} would point to version {number}"
-        for alias, number in aliases.items()
+        for alias, number in draft.aliases.items()
     )
-    return f"{kind} of version {version}: {moves or 'no alias would move'}; nothing was changed"
+    note(f"{draft.kind} of version {draft.version}: {moves or 'no alias would move'}; nothing was changed")
 
 
 def _ledger_message(what: str, seq: int) -> str:

@@ -46,7 +46,7 @@ def dotplot(
 
     A dot's area is the share of the own label's cells that have the type, its colour their median confidence.
     Rows are own labels, columns types, ordered so that most cells lie along a diagonal, "Unassigned" last. A
-    ring is around each row's largest dot. Bars count cells. The title says which label fares worst.
+    ring is around each row's largest dot, bars count cells, the title says which label fares worst.
 
     Parameters
     ----------
@@ -78,10 +78,8 @@ def dotplot(
     cell = 0.42 if max(n_rows, n_columns) <= 12 else 0.3 if max(n_rows, n_columns) <= 25 else 0.235
     names = [named(name) for name in found.own], [named(name) for name in found.types]
     tall = 0.075 * max(map(len, names[1])) * (0.75 if n_columns <= 12 else 1.0)
-    width, height = (
-        max(0.075 * max(map(len, names[0])) + cell * n_columns + 2.6, 5.0),
-        max(cell * n_rows, 2.4),
-    )
+    width = max(0.075 * max(map(len, names[0])) + cell * n_columns + 2.6, 5.0)
+    height = max(cell * n_rows, 2.4)
     figure = new_figure(width, tall + height + 1.6, by_pyplot=bool(show))
     grid = figure.add_gridspec(2, 3, width_ratios=[cell * n_columns, 0.85, 1.25], height_ratios=[0.6, height])
     axis = figure.add_subplot(grid[1, 0])
