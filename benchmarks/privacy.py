@@ -19,8 +19,8 @@ import stream
 from exact_streams import EMBEDDED, Drawn, Stream
 
 from canal.continual.cells import LabelledCells
+from canal.memory.joining import recovered_cells
 from canal.memory.levels import Basis, linear_scores
-from canal.memory.revealing import recovered_cells
 from canal.memory.sums import Sums, add_up
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

@@ -10,13 +10,12 @@ import pandas as pd
 import pytest
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad
-from canal.annotation.colours import OF_NO_TYPE, PALETTE, type_colours
 from canal.annotation.labelled import open_labelled, read_back
 from canal.annotation.markers import ExplainOptions, explain
 from canal.annotation.novel import GroupingOptions, group_novel
 from canal.annotation.options import Callbacks, Options
 from canal.annotation.output import Output
-from canal.annotation.places import Places, check_free_adata
+from canal.annotation.places import OF_NO_TYPE, PALETTE, Places, check_free_adata, type_colours
 from canal.annotation.records import Log, genuine, parse_record
 from canal.annotation.sheet import cells_file, read_sheet, write_sheet
 from canal.core.digests import canonical_json

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.memory.revealing import n_recovered, recovered_cells
+from canal.memory.joining import n_recovered, recovered_cells
 from canal.memory.sums import add_up
 from tests.support.sums import make_basis
 

@@ -11,7 +11,7 @@ import pytest
 
 import canal
 from canal.core.errors import DataError
-from canal.report import layouts
+from canal.report import plots
 from tests.report.test_figures import check_whole, texts
 
 LONG = "CD16-positive, CD56-dim natural killer cell, human"
@@ -135,7 +135,7 @@ def test_any_column_can_be_drawn_by_name_or_by_number():
 
 @pytest.mark.parametrize("basis", ["X_canal", None])
 def test_without_umap_a_layout_is_computed_and_the_cells_are_left_as_they_are(basis, monkeypatch):
-    monkeypatch.setattr(layouts, "find_spec", lambda name: None)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
     random = np.random.default_rng(1)
     side = np.repeat([0, 1], 12)
     adata = labelled()[:24].copy()
@@ -161,7 +161,7 @@ def test_without_umap_a_layout_is_computed_and_the_cells_are_left_as_they_are(ba
 
 
 def test_a_few_cells_are_laid_out_as_they_are(monkeypatch):
-    monkeypatch.setattr(layouts, "find_spec", lambda name: None)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
     adata = labelled()[:3].copy()
     del adata.obsm["X_umap"]
     assert canal.pl.layout(adata).shape == (3, 2)
@@ -317,8 +317,8 @@ def test_odd_columns_are_drawn(column, values):
 
 
 def test_too_many_cells_for_a_layout_are_told_what_to_do(monkeypatch):
-    monkeypatch.setattr(layouts, "find_spec", lambda name: None)
-    monkeypatch.setattr(layouts, "_MOST_CELLS", 50)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    monkeypatch.setattr(plots, "_MOST_CELLS", 50)
     adata = labelled()
     del adata.obsm["X_umap"]
     adata.obsm["X_canal"] = np.ones((723, 3))

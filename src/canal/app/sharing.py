@@ -21,7 +21,7 @@ from canal.core.digests import file_digest
 from canal.core.errors import AuditError, DataError, HistoryError, RegistryError, SumsError
 from canal.core.files import read_json, scratch_folder, write_json
 from canal.data.split import SUMMED
-from canal.memory.revealing import n_recovered
+from canal.memory.joining import n_recovered
 from canal.memory.stage_sums import BASIS, MISSING, SUMS, StageSums
 from canal.memory.sums import Sums
 from canal.registry.ledger.ledger import plain_name

@@ -1,7 +1,7 @@
 """`canal upgrade`: move a project to the canal that runs; what was learned is restored, not learned again."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +59,11 @@ def upgrade(project: Project, dry_run: bool = False) -> Upgraded:
         root, [name for name, what in files.items() if what == "changed" and name not in _ADDED_TO]
     )
     used = read_json(root / USED) if (root / USED).is_file() else {}
-    left = _unused(root, pipeline) if pipeline else []
+    left: list[str] = []  # what lies in the project and is part of the pipeline no more
+    if pipeline:
+        scripts = {f"pipelines/{path.name}" for path in (root / "pipelines").glob("*.py")}
+        copied = ["src/canal"] if (root / "src" / "canal").is_dir() else []
+        left = [*sorted(scripts - {*pipeline}), *copied]
     if not dry_run:
         for name in files:
             if name == PARAMS:
@@ -67,12 +71,6 @@ def upgrade(project: Project, dry_run: bool = False) -> Upgraded:
             else:
                 write_text(root / name, wanted[name])
     return Upgraded(used.get("canal"), __version__, files, tuple(left))
-
-
-def _unused(root: Path, pipeline: Collection[str]) -> list[str]:
-    """Return what lies in a project, and is part of the upgraded pipeline no more."""
-    scripts = {f"pipelines/{path.name}" for path in (root / "pipelines").glob("*.py")} - {*pipeline}
-    return [*sorted(scripts), *(["src/canal"] if (root / "src" / "canal").is_dir() else [])]
 
 
 def _upgraded_files(root: Path) -> dict[str, str]:

@@ -79,7 +79,10 @@ def split_stage(
     table = table.reset_index(drop=True)
     pieces = _pieces(table, settings, earlier)
     if settings.rule == "independent":
-        chosen = _by_cell(pieces, settings, seed)
+        # Where the draw of a piece falls among the shares: no other piece decides it.
+        draws = [int(_draw(seed, digest)[: _BITS // 4], 16) / 2**_BITS for digest in pieces.index]
+        bounds = [settings.train, settings.train + settings.validation]
+        chosen = np.searchsorted(bounds, np.array(draws, dtype=np.float64), side="right").astype(np.int64)
     else:
         chosen = _by_batch(table, pieces, settings) if group_by_batch else _by_type(pieces, settings, seed)
         chosen[pieces["rare"].to_numpy()] = _TRAIN
@@ -198,14 +201,6 @@ def _pieces(table: pd.DataFrame, settings: Split, earlier: Mapping[str, pd.DataF
             known.setdefault(digest, _TRAIN if chosen == RESERVE else SETS.index(chosen))
     pieces["earlier"] = np.array([known.get(digest, -1) for digest in pieces.index], dtype=np.int64)
     return pieces
-
-
-def _by_cell(pieces: pd.DataFrame, settings: Split, seed: int) -> np.ndarray:
-    """Return the set of each piece: where its draw falls among the shares, which no other piece decides."""
-    digits = _BITS // 4
-    draws = [int(_draw(seed, digest)[:digits], 16) / 2**_BITS for digest in pieces.index]
-    bounds = [settings.train, settings.train + settings.validation]
-    return np.searchsorted(bounds, np.array(draws, dtype=np.float64), side="right").astype(np.int64)
 
 
 def _by_type(pieces: pd.DataFrame, settings: Split, seed: int) -> np.ndarray:

@@ -271,15 +271,12 @@ def _file(subject: Subject, profile: Profile, units: Mapping[str, str | None]) -
     """Return the one row about the file: its units, and how its depth compares with the nearest before."""
     row = {"name": subject.source_name, **units, "depth": profile.depth}
     before = [earlier.profile.depth for earlier in subject.earlier.values()]
-    ratios = [(_times(profile.depth, depth), depth) for depth in before if depth > 0]
+    both = [(min(profile.depth, depth), max(profile.depth, depth), depth) for depth in before if depth > 0]
+    # How many times the larger is the smaller, at most a million.
+    ratios = [(larger / max(smaller, larger * 1e-6), depth) for smaller, larger, depth in both]
     comparable = ratios and profile.counts.any()
     ratio, depth = min(ratios) if comparable else (np.nan, np.nan)
     return new_table([row | {"depth_before": depth, "depth_ratio": ratio}])
-
-
-def _times(one: float, other: float) -> float:
-    """Return how many times the larger is the smaller, at most a million."""
-    return max(one, other) / max(min(one, other), max(one, other) * 1e-6)
 
 
 # Evidence for the units of a matrix, cell by cell.

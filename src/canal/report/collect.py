@@ -156,7 +156,13 @@ def write_scores(layout: Layout, stage: str) -> None:
         rows = [(name, at, value) for at, one in recalls for name, value in one["recall"].items()]
         _write(folder / TYPES, ("cell_type", "test_cells_of", "recall"), rows)
         _write(folder / EPOCHS, _EPOCH, ([one.get(name) for name in _EPOCH] for one in epochs))
-        _write(folder / CONFUSION, ("truth", "predicted"), _answers(layout.metrics(stage)))
+        predictions = layout.metrics(stage) / "predictions.csv"
+        if predictions.is_file():
+            with predictions.open(newline="", encoding="utf-8") as stream:
+                pairs = [(row["truth"], row["predicted"]) for row in csv.DictReader(stream)]
+        else:
+            pairs = []
+        _write(folder / CONFUSION, ("truth", "predicted"), pairs)
 
 
 def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,15 +174,6 @@ def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "types": len(evaluation["labels"]),
         "by_stage": evaluation["row"],
     }
-
-
-def _answers(metrics: Path) -> Iterable[Sequence[Any]]:
-    path = metrics / "predictions.csv"
-    if not path.is_file():
-        return
-    with path.open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            yield row["truth"], row["predicted"]
 
 
 def _write(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

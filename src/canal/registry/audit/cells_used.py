@@ -288,7 +288,7 @@ def check_exclusions(
         then_out = {one.digest for one in splits if one.excluded(declared)}
         wrong: dict[str, list[str]] = {}
         later: dict[str, list[str]] = {}
-        for one in (*_cells(chain), *_corpus_cells(chain[0])):
+        for one in _cells(chain):
             if one.excluded(declared) or one.digest in then_out:
                 wrong.setdefault(one.place, []).append(one.cell)
             elif one.excluded(now) or one.digest in now_out:
@@ -324,7 +324,7 @@ def declared_exclusions(chain: Sequence[RegisteredVersion]) -> dict[str, Exclude
 
 
 def _cells(chain: Sequence[RegisteredVersion]) -> Iterator[HeldCell]:
-    """Yield all cells of the newest member of a chain: in its split, sums, bank and probe sets."""
+    """Yield all cells of a chain's newest member (split, sums, bank, probe sets) and its unlabelled ones."""
     newest = chain[-1]
     yield from _split_cells(newest)
     for member in chain:
@@ -341,14 +341,11 @@ def _cells(chain: Sequence[RegisteredVersion]) -> Iterator[HeldCell]:
             cells.cell_ids, cells.stages, cells.sources, cells.batches, strict=True
         ):
             yield HeldCell(place, cell, source, batch, digests.get((stage, cell), ""))
-
-
-def _corpus_cells(member: RegisteredVersion) -> Iterator[HeldCell]:
-    """Yield the cells that a backbone saw in unlabelled sources."""
-    for source, table in corpora_cells(member):
+    backbone = chain[0]
+    for source, table in corpora_cells(backbone):
         columns = (table[name] for name in ("cell_id", "batch", "cell_digest"))
         for cell, batch, digest in zip(*columns, strict=True):
-            yield HeldCell(f"{source} of {member.name}", cell, source, batch, digest)
+            yield HeldCell(f"{source} of {backbone.name}", cell, source, batch, digest)
 
 
 def _split_cells(member: RegisteredVersion) -> Iterator[HeldCell]:

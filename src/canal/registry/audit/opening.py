@@ -247,7 +247,13 @@ def complaints(folder: Path, about: dict[str, Any]) -> list[str]:
         if (folder / "teacher").is_dir() and network_installed():
             steps.append(lambda: _check_teacher(folder))
         if about["sums"]:
-            steps.append(lambda: _check_sums(folder, about["sums"]))
+            names = list(about["sums"])
+            steps.append(
+                lambda: _require(
+                    (sums := StageSums.load(folder, names)) is not None and {*sums.stages} == {*names},
+                    "sums/ lacks those of a stage in key.json",
+                )
+            )
         if about["cells"]:
             steps.append(lambda: _check_cells(folder))
     else:
@@ -332,11 +338,6 @@ def _check_teacher(folder: Path) -> None:
         Annotator.load(folder / "teacher")
     except CanalError as error:
         raise ModelError(f"teacher/: {error}") from error
-
-
-def _check_sums(folder: Path, stages: Sequence[str]) -> None:
-    sums = StageSums.load(folder, stages)
-    _require(sums is not None and set(sums.stages) == set(stages), "sums/ lacks those of a stage in key.json")
 
 
 def _check_cells(folder: Path) -> None:

@@ -113,6 +113,8 @@ def backbone_request(config: Config) -> Request:
         backbone = config.backbone.model_dump(
             mode="json", exclude={"branch", "imported", *unused_settings(config)}
         )
+    unlabelled = {name: _source_request(config, name) for name in config.backbone.unlabelled}
+    corpora = {"unlabelled": unlabelled, "held_out": config.split.validation} if unlabelled else {}
     return (
         _products(config)
         | ({"memory": basis} if basis else {})
@@ -120,7 +122,7 @@ def backbone_request(config: Config) -> Request:
             "stage": BACKBONE,
             "branch": config.backbone.branch,
             "cells": {name: _cells_request(config, name) for name in names},
-            **_corpora_request(config),
+            **corpora,
             "panel": config.panel.model_dump(mode="json"),
             "backbone": backbone,
             "seed": config.seed,
@@ -131,14 +133,6 @@ def backbone_request(config: Config) -> Request:
 def unused_settings(config: Config) -> set[str]:
     """Return the settings of unlabelled sources where there are none: requests of before stay the same."""
     return set() if config.backbone.unlabelled else {"unlabelled", "max_unlabelled_cells"}
-
-
-def _corpora_request(config: Config) -> Request:
-    """Return what the cells of unlabelled sources are; empty without any."""
-    if not config.backbone.unlabelled:
-        return {}
-    corpora = {name: _source_request(config, name) for name in config.backbone.unlabelled}
-    return {"unlabelled": corpora, "held_out": config.split.validation}
 
 
 def _products(config: Config) -> Request:
