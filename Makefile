@@ -118,8 +118,9 @@ bench-installed:  ## megabytes of the wheel with no extra, and seconds to label 
 	@tools/setup.sh test
 	@python benchmarks/installed.py $(ARGS)
 
-chaos:  ## kills of learning and of every command that writes, races, crowds, full disks; a registry, ledger and bundles forged by the hundred: hours
+chaos:  ## kills of learning and of every command that writes, races, crowds, full disks; a registry, ledger and bundles forged by the hundred: hours (`pytest -m chaos`: all of it in small, minutes)
 	@tools/setup.sh test
+	@pytest -m chaos
 	@python -m tests.faults.chaos --kills 100
 	@python -m tests.faults.chaos_ledger
 	@python -m tests.faults.tampering

@@ -7,7 +7,7 @@ from tests.pipeline.conftest import copied
 from tests.support.methods import learned_by
 from tests.support.warm import warmly
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.chaos]
 
 
 def test_all_that_is_said_of_cells_that_left_is_true(tmp_path_factory, tmp_path, capsys):

@@ -82,6 +82,15 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
     from uvicorn import Config
     from uvicorn.supervisors import Multiprocess
 
+    class Supervisor(Multiprocess):
+        """Notices at once that a worker died while it was asked whether it lives."""
+
+        def keep_subprocess_alive(self) -> None:
+            """Restart dead workers; a pipe of which only the worker has the other end breaks with it."""
+            for process in self.processes:
+                process.child_conn.close()
+            super().keep_subprocess_alive()
+
     if options.token_file is not None:
         _token(options.token_file)
     version = serving_version(project, wanted)
@@ -119,7 +128,7 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
     tell(
         f"version {version.number} ({version.stage}) answers at http://{options.host}:{options.port}/invocations"
     )
-    Multiprocess(config, sockets=[socket]).run()
+    Supervisor(config, sockets=[socket]).run()
 
 
 def _require_clean_audit(project: Project, number: int) -> None:

@@ -75,8 +75,7 @@ def dotplot(
         If obs lacks canal's columns or ``groupby``, which has no labels or over 200, or nothing is written.
     """
     target = _target(save, "dotplot")
-    columns = _columns(adata, key)
-    found = Agreement.of(adata.obs, groupby, columns)
+    found = Agreement.of(adata.obs, groupby, _columns(adata, key))
     n_rows, n_columns = found.shares.shape
     cell = 0.42 if max(n_rows, n_columns) <= 12 else 0.3 if max(n_rows, n_columns) <= 25 else 0.235
     names = [named(name) for name in found.own], [named(name) for name in found.types]
