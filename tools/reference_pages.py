@@ -92,7 +92,7 @@ def _command(words: str, command: Any) -> str:
         for one in command.params
         if one.param_type_name == "option" and not one.hidden and one.name != "help"
     ]
-    usage = " ".join([words, *(["[OPTIONS]"] if options else []), *map(_argument, arguments)])
+    usage = " ".join([words, *map(_argument, arguments)])
     lines = [f"## {words}", "", f"`{usage}`", "", _paragraphs(command.help), ""]
     for title, params in (("argument", arguments), ("option", options)):
         if params:
