@@ -135,7 +135,7 @@ def _takes(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return " or ".join(f"`{one.value}`" for one in annotation)
     if get_origin(annotation) is Literal:
-        return " or ".join(f"`{one}`" for one in get_args(annotation))
+        return " or ".join(f"`{one}`" for one in sorted(get_args(annotation)))
     return f"`{_METAVARS.get(annotation, 'TEXT')}`"
 
 
@@ -224,8 +224,8 @@ def _type(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(inner[0])
-    if origin is Literal:
-        return " or ".join(f"`{one}`" for one in inner)
+    if origin is Literal:  # sorted: typing keeps one `Literal | None` for all orders, that which came first
+        return " or ".join(f"`{one}`" for one in sorted(inner))
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(_type(one) for one in inner if one is not NoneType))
     if origin is tuple:
