@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from canal.cli import app
 from canal.config import decisions, params, sections, stage_sections
+from canal.config.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[1]
 spec = importlib.util.spec_from_file_location("reference_pages", ROOT / "tools" / "reference_pages.py")
@@ -68,3 +69,19 @@ def test_no_key_of_any_section_is_missing():
     assert len(set(models)) > 25
     sections_told = set(re.findall(r"^## (\w+)$", page, re.MULTILINE))
     assert {name for model in models for name in model.model_fields} <= keys | sections_told
+
+
+def test_every_file_of_a_project_is_listed(tmp_path):
+    """`Layout` alone knows the names of files and folders, and the page has a row for each."""
+    layout = Layout(tmp_path)
+    paths = []
+    for name, member in vars(Layout).items():
+        if isinstance(member, property):
+            paths.append(getattr(layout, name))
+        elif callable(member) and not name.startswith("_"):
+            paths.append(member(layout, *["x"] * (member.__code__.co_argcount - 1)))
+    first = {path.relative_to(tmp_path).parts[0] for path in paths if path != tmp_path}
+    assert len(first) > 20
+    page = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    rows = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert {name for name in first if not re.search(rf"`{re.escape(name)}[`/]", rows)} == set()
