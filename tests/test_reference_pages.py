@@ -43,7 +43,7 @@ def shown(at, words=("canal",)):
 def test_no_command_is_missing():
     page = reference.commands_page()
     headings = re.findall(r"^## (canal .*)$", page, re.MULTILINE)
-    assert headings == [*shown(typer.main.get_command(app))]
+    assert sorted(headings) == sorted(shown(typer.main.get_command(app)))
     assert len(headings) > 40
 
 

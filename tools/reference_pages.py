@@ -28,25 +28,28 @@ from canal.config.params import Config
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "reference"
 _WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text"}
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+_TAGS = re.compile(r"\[/?(?:bold|dim|italic|cyan|red|green|yellow)\]")
+"""Colours of rich in the texts of commands."""
+
 _METAVARS = {int: "NUMBER", float: "NUMBER", Path: "PATH"}
 
 _COMMANDS = """\
 # Command line
 
-Every command of canal, written from its own help by `python tools/reference_pages.py`. Exit codes: 0 done,
-1 refused (one message says why), 2 wrong arguments. What is written to the terminal beside a result
-goes to the error stream, so `--json` can be piped. [reference.md](../reference.md) has what
-`canal annotate` writes, the `make` commands and the environment variables.
+Every command of canal, written from its own help by `make reference`. Exit codes: 0 done, 1 refused (one message says why), 2 wrong arguments. What is written to the terminal beside
+a result goes to the error stream, so `--json` can be piped. [reference.md](../reference.md) has
+what `canal annotate` writes, the `make` commands and the environment variables.
 """
 _PARAMS = """\
 # params.yaml
 
-Every key of `params.yaml`, written from the models that read it by `python tools/reference_pages.py`. An
-unknown key, a wrong type or a name that points nowhere is refused with the path of its key. Every key
-has a default but those of sources and stages. DVC compares whole sections, so those that its steps
-name must be there, if only as `{}`: `canal init` writes all of them, and `canal run` adds what an
-older file lacks. Once a stage is learned, a key that decided what it learned is not changed behind
-its back: the run is refused and says what differs ([concepts.md](../concepts.md#the-past-is-not-retrained)).
+Every key of `params.yaml`, written from the models that read it by `make reference`. An unknown
+key, a wrong type or a name that points nowhere is refused with the path of its key. Every
+key has a default but those of sources and stages. DVC compares whole sections, so those that its
+steps name must be there, if only as `{}`: `canal init` writes all of them, and `canal run` adds
+what an older file lacks. Once a stage is learned, a key that decided what it learned is not changed
+behind its back: the run is refused and says what differs
+([concepts.md](../concepts.md#the-past-is-not-retrained)).
 """
 
 
@@ -56,7 +59,8 @@ its back: the run is refused and says what differs ([concepts.md](../concepts.md
 def commands(at: Any = None, words: str = "canal") -> Iterator[tuple[str, Any]]:
     """Yield the words and the click command of every command that is not hidden, in the order of help."""
     at = typer.main.get_command(app) if at is None else at
-    for name, command in getattr(at, "commands", {}).items():
+    for name in at.list_commands(None):
+        command = at.commands[name]
         if command.hidden:
             continue
         grouped = hasattr(command, "commands")
@@ -107,7 +111,7 @@ def _command(words: str, command: Any) -> str:
 def examples_of(command: Any) -> list[str]:
     """Return the examples at the end of a command's help, one a line or parted by blanks."""
     told = re.sub(r"^\s*Examples?:\s*", "", _text(command.epilog))
-    told = re.sub(r"\\\n\s*", " ", told)
+    told = re.sub(r" *\\+\n\s*", " ", _TAGS.sub("", told)).replace("\\[", "[")
     return [one for line in told.splitlines() for one in re.split(r"\s{3,}", line.strip()) if one]
 
 
@@ -289,7 +293,7 @@ def _cell(told: str) -> str:
 
 def _escaped(told: str) -> str:
     """Return a text as Markdown: no tags of rich, one backtick for code, no HTML outside of it."""
-    told = re.sub(r"\[/?(?:bold|dim|italic|cyan|red|green|yellow)\]", "", told).replace("``", "`")
+    told = _TAGS.sub("", told).replace("``", "`")
     told = re.sub(r"(?:canal's )?\bdocs/(\w+\.md)", r"[\1](../\1)", told)
     parts = told.split("`")
     parts[::2] = [re.sub(r"([<*_])", r"\\\1", part) for part in parts[::2]]
