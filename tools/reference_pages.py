@@ -36,19 +36,20 @@ _METAVARS = {int: "NUMBER", float: "NUMBER", Path: "PATH"}
 _COMMANDS = """\
 # Command line
 
-Every command of canal, written from its own help by `make reference`. Exit codes: 0 done, 1 refused (one message says why), 2 wrong arguments. What is written to the terminal beside
-a result goes to the error stream, so `--json` can be piped. [reference.md](../reference.md) has
-what `canal annotate` writes, the `make` commands and the environment variables.
+Every command of canal, written from its own help by `make reference`. Exit codes: 0 done, 1 refused
+(one message says why), 2 wrong arguments. What is written to the terminal beside a result goes to
+the error stream, so `--json` can be piped. [reference.md](../reference.md) has what
+`canal annotate` writes, the `make` commands and the environment variables.
 """
 _PARAMS = """\
 # params.yaml
 
 Every key of `params.yaml`, written from the models that read it by `make reference`. An unknown
-key, a wrong type or a name that points nowhere is refused with the path of its key. Every
-key has a default but those of sources and stages. DVC compares whole sections, so those that its
-steps name must be there, if only as `{}`: `canal init` writes all of them, and `canal run` adds
-what an older file lacks. Once a stage is learned, a key that decided what it learned is not changed
-behind its back: the run is refused and says what differs
+key, a wrong type or a name that points nowhere is refused with the path of its key. Every key has a
+default but those of sources and stages. DVC compares whole sections, so those that its steps name
+must be there, if only as `{}`: `canal init` writes all of them, and `canal run` adds what an older
+file lacks. Once a stage is learned, a key that decided what it learned is not changed behind its
+back: the run is refused and says what differs
 ([concepts.md](../concepts.md#the-past-is-not-retrained)).
 """
 
