@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-exact-scale bench-exact-strange bench-installed chaos fuzz coverage release help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-exact-scale bench-exact-strange bench-installed chaos fuzz coverage docs reference release help
 
 run:  ## install what is missing, then `canal run`: learn, register, show it, say what to commit
 	@tools/setup.sh run
@@ -132,6 +132,16 @@ fuzz:  ## 1,000 mutated inputs of all kinds: answered rightly or refused by one 
 coverage:  ## lines of src/canal that the suite runs; fails below the floor in pyproject.toml (a quarter of an hour)
 	@tools/setup.sh test
 	@pytest --cov
+
+docs:  ## the documentation as a site in site/, which works from a disk: open site/index.html
+	@tools/setup.sh test
+	@python tools/reference_pages.py --check
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+	@echo "docs: open site/index.html"
+
+reference:  ## docs/reference/commands.md and params.md, from the code
+	@tools/setup.sh test
+	@python tools/reference_pages.py
 
 release:  ## a wheel, an sdist and its notes in dist/, where every file names one version (tools/release.py)
 	@tools/setup.sh test

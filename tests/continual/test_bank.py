@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.config.sections import Exclusion
+from canal.config.stage_sections import Exclusion
 from canal.continual.bank import Bank, admit, cut, rank_candidates
 from canal.continual.cells import LabelledCells
 from canal.core.errors import ModelError, TrainingError

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.config.sections import Exclusion
+from canal.config.stage_sections import Exclusion
 from canal.continual.bank import Probe, choose_probe, extend
 from canal.core.errors import TrainingError
 from tests.support.learning import make_cells

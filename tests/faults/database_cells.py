@@ -1,6 +1,6 @@
 """Every cell of MLflow's database by which it loads or shows a version, changed one at a time.
 
-`docs/registry.md` lists the fields; `listed` reads them there, so that list and changes cannot part.
+`docs/prove.md` lists the fields; `listed` reads them there, so that list and changes cannot part.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class Change:
 
 
 def listed() -> dict[tuple[str, str], str]:
-    """Return the fields that docs/registry.md lists, each with what an audit makes of it."""
-    text = (REPOSITORY / "docs" / "registry.md").read_text(encoding="utf-8")
-    part = text.split("### What MLflow loads and shows", 1)[1].split("\n##", 1)[0]
+    """Return the fields that docs/prove.md lists, each with what an audit makes of it."""
+    text = (REPOSITORY / "docs" / "prove.md").read_text(encoding="utf-8")
+    part = text.split("## What MLflow loads and shows", 1)[1].split("\n##", 1)[0]
     found = {}
     for line in part.splitlines():
         columns = [one.strip() for one in line.strip().strip("|").split("|")]

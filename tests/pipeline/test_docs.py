@@ -1,4 +1,4 @@
-"""Every command of README and docs, run on the shipped params.yaml with synthetic cells in its sources."""
+"""Every command and Python block of README and docs, run on the shipped params.yaml with synthetic cells."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
+import canal
 from canal.cli import app
 from canal.core.errors import PolicyError
 from canal.registry.promotion.moves import moving
@@ -30,7 +32,10 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("docs")]
 OWN = "docs/own.md"
 """The page about a project of one's own: its commands run in an empty folder, tests/pipeline/test_own.py."""
 
-PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")))
+PAGES = (
+    "README.md",
+    *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").rglob("*.md")),
+)
 NOT_RUN = {
     (
         "README.md",
@@ -48,7 +53,7 @@ NOT_RUN = {
         "needs a merge that git left unsettled: tests/registry/test_ledger_merge.py"
     ),
     (
-        "docs/guide.md",
+        "docs/withdraw.md",
         'canal erase tumour --cells withdrawn.txt --by "A. Person" --why "consent withdrawn" --confirm TOKEN',
     ): "a person copies the token that the line before it prints: tests/pipeline/test_erase.py",
     (
@@ -58,6 +63,30 @@ NOT_RUN = {
     ): "weights of another group, at another size of the network: tests/test_importing.py",
 }
 """Commands that cannot run here, and why; a page that loses one of them fails."""
+
+PYTHON_NOT_RUN = {
+    ("docs/annotate.md", "sc.pp.neighbors"): (
+        "scanpy compiles its neighbours and UMAP first: tests/report/test_plots.py looks at X_canal"
+    ),
+}
+"""Python blocks that are not run, by a line in them, and why; a page that loses one of them fails."""
+
+OTHERS = {
+    ".venv/bin/python": "installs packages",
+    "cd": "the tests have folders of their own",
+    "curl": "asks a server: tests/pipeline/test_serve.py",
+    "dvc": "another machine's remote",
+    "export": "of one shell",
+    "git": "commits what the commands before it wrote: tests/pipeline/test_own.py and test_walk.py run these",
+    "make": "each is a job of minutes to hours; `make run` is run",
+    "mlflow": "a server that does not end: tests/backends",
+    "optuna-dashboard": "a server that does not end",
+    "pip": "installs packages: tests/test_installed.py",
+    "python": "examples and benchmarks: tests/pipeline/test_examples.py, tests/benchmarks",
+    "source": "of one shell",
+    "tools/setup.sh": "makes the environment that runs this",
+}
+"""What a reader types beside canal's commands, by its first word, and why it is not run here."""
 
 MAY_REFUSE = ("canal promote", "canal audit --require-signed")
 """Commands that may end with exit code 1: a policy judges the model, and most entries are not signed."""
@@ -91,18 +120,41 @@ def write_files(root: Path) -> None:
     cells = make_adata(known | {"never seen": 800}, GENES, seed=77, batches=("d1", "d2", "d3"))
     cells.obs["donor"] = cells.obs["batch"]
     write_10x_v3(cells, root).rename(root / "filtered_feature_bc_matrix.h5")
+    cells.obs["cell_type_annotations"] = cells.obs["cell_type"]
+    cells.obsm["X_umap"] = np.random.default_rng(0).normal(size=(cells.n_obs, 2))  # so that none is computed
     for name in ("tumour", "new", "your"):
         write_adata(cells, root / f"{name}.h5ad")
     withdrawn = anndata.read_h5ad(root / "raw" / "tumour.h5ad").obs_names[:3]
     (root / "withdrawn.txt").write_text("\n".join(withdrawn))
 
 
-def commands_of(page: str) -> list[str]:
-    """Return the lines of a page's code blocks that a reader would type, without prompts and comments."""
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    """Return the code blocks of a page in their order, each with its language."""
     text = (REPOSITORY / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^ *```[a-z]*\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)
-    lines = (line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines())
+    return re.findall(r"^ *```([a-z]*)\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands_in(block: str) -> list[str]:
+    """Return the lines of a code block that a reader would type, without prompts and comments."""
+    lines = (line.strip().removeprefix("$ ") for line in block.splitlines())
     return [re.sub(r"\s+#.*$", "", line) for line in lines if re.match(r"canal |make run|\w+=\$\(", line)]
+
+
+def commands_of(page: str) -> list[str]:
+    """Return the commands of a page in their order."""
+    return [line for _, block in blocks_of(page) for line in commands_in(block)]
+
+
+def python_in(block: str) -> str:
+    """Return what a reader would run of a Python block: where it shows prompts, the lines behind them."""
+    shown = re.findall(r"^(?:>>>|\.\.\.) ?(.*)$", block, re.MULTILINE)
+    return "\n".join(shown) if shown else block
+
+
+def is_python(page: str, language: str, block: str) -> bool:
+    """Whether a block is Python that is to be run."""
+    skipped = (line for name, line in PYTHON_NOT_RUN if name == page)
+    return language == "python" and not any(line in block for line in skipped)
 
 
 def words_of(line: str, before: list[str], root: Path) -> list[str]:
@@ -150,7 +202,26 @@ def decide(sheet: Path) -> None:
         writer.writerows(rows)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != OWN and commands_of(page)])
+def steps_of(page: str) -> list[tuple[bool, str]]:
+    """Return what a page has to run, in its order: whether it is Python, and the command or the block."""
+    steps: list[tuple[bool, str]] = []
+    for language, block in blocks_of(page):
+        if is_python(page, language, block):
+            steps.append((True, python_in(block)))
+        elif language != "python":
+            steps += [(False, line) for line in commands_in(block)]
+    return steps
+
+
+def run_python(block: str, names: dict[str, Any], page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a Python block in the project's folder, with the names of the blocks before it on the page."""
+    with monkeypatch.context() as patch:
+        if "mlflow" in block:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+        exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != OWN and steps_of(page)])
 def test_every_command_of_a_page_runs(project, tmp_path, monkeypatch, page):
     line = copied(project, tmp_path / "project")
     monkeypatch.chdir(line.root)
@@ -158,6 +229,7 @@ def test_every_command_of_a_page_runs(project, tmp_path, monkeypatch, page):
     for name, value in warmly(line.root).items():
         if name.startswith("GIT_"):
             monkeypatch.setenv(name, value)
+    names = {"adata": anndata.read_h5ad("your.h5ad"), "anndata": anndata, "canal": canal}
     before: list[str] = []
     skipped = {command for name, command in NOT_RUN if name == page}
     if page != "docs/registry.md":  # which promotes by itself
@@ -167,8 +239,11 @@ def test_every_command_of_a_page_runs(project, tmp_path, monkeypatch, page):
                 promote(
                     store, ledger, store.version(version), OVERRIDDEN, Decision("A. Person", "for the pages")
                 )
-    for number, command in enumerate(commands_of(page)):
-        done = commands_of(page)[:number]
+    done: list[str] = []
+    for in_python, command in steps_of(page):
+        if in_python:
+            run_python(command, names, page, monkeypatch)
+            continue
         if command == "make run":
             if any(one.startswith("canal stage add") for one in done):
                 line.run("dvc", "repro", "--quiet", "split")  # as much of it as the commands behind it need
@@ -183,11 +258,34 @@ def test_every_command_of_a_page_runs(project, tmp_path, monkeypatch, page):
             if command.startswith(("canal novel", "canal stage map")):
                 fill = fill_in if command.startswith("canal novel") else decide
                 fill(line.root / re.search(r"-o (\S+)", command)[1])
+        done.append(command)
 
 
 def test_commands_that_are_not_run_are_still_on_their_pages():
     gone = [entry for entry in NOT_RUN if entry[1] not in commands_of(entry[0])]
     assert gone == []
+
+
+def test_python_blocks_that_are_not_run_are_still_on_their_pages():
+    held = {(page, line) for page, line in PYTHON_NOT_RUN for _, block in blocks_of(page) if line in block}
+    assert held == PYTHON_NOT_RUN.keys()
+
+
+def test_what_else_a_reader_types_is_listed_with_a_reason():
+    """A block that begins with a command, or shows prompts, holds commands alone; others show output."""
+    typed = set()
+    for page in PAGES:
+        for language, block in blocks_of(page):
+            lines = [line.strip() for line in block.replace("\\\n", " ").splitlines()]
+            lines = [line for line in lines if line and not line.startswith("#")]
+            if language not in ("", "bash") or not lines:
+                continue
+            prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+            if not prompted and lines[0].split()[0] in {"canal", *OTHERS}:
+                prompted = lines
+            typed |= {line.split()[0] for line in prompted if not re.match(r"canal |make run|\w+=\$\(", line)}
+    assert sorted(typed - OTHERS.keys()) == []
+    assert sorted(OTHERS.keys() - typed) == []
 
 
 def test_what_the_text_calls_a_command_is_one_with_such_options():

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from canal.config.sections import Exclusion
+from canal.config.stage_sections import Exclusion
 from canal.core.digests import file_digest
 from canal.core.files import read_json, write_json
 from canal.quality.verdict import Profile, RuleResult, Verdict

@@ -11,7 +11,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from canal.config.sections import Gate, Source
+from canal.config.sections import Gate
+from canal.config.stage_sections import Source
 from canal.data.prepare import PrepareSettings
 from canal.quality.gate import judge_file
 from canal.quality.verdict import EarlierStage, Subject, Verdict

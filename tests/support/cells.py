@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from canal.config.params import Config
-from canal.config.sections import Source
+from canal.config.stage_sections import Source
 from canal.config.yaml_file import parse_config
 from canal.core.digests import file_digest
 
@@ -186,7 +186,7 @@ def make_config(**changes: Any) -> Config:
     """Return a configuration for two small stages, first and second.
 
     A section named in ``changes`` is laid over the default one, key by key; ``sources`` and ``stages``
-    replace theirs whole. Sources may be given as documents or as `canal.config.sections.Source`.
+    replace theirs whole. Sources may be given as documents or as `canal.config.stage_sections.Source`.
     """
     document = make_document(**changes)
     document["sources"] = {

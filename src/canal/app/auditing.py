@@ -14,7 +14,7 @@ from typing import Any
 from canal.app.project import Project
 from canal.config.layout import Layout
 from canal.config.params import Config
-from canal.config.sections import Source
+from canal.config.stage_sections import Source
 from canal.config.yaml_file import load_config
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError, LedgerError

@@ -18,7 +18,8 @@ from canal.annotation.harmonise import (
 from canal.annotation.output import check_new
 from canal.app.declaring import answers_of, declare
 from canal.app.project import Project
-from canal.config.sections import BACKBONE, Source, Values
+from canal.config.sections import BACKBONE, Values
+from canal.config.stage_sections import Source
 from canal.core.errors import ConfigError, DataError
 from canal.core.files import scratch_folder
 from canal.data.prepare import CELLS, PrepareSettings, prepare

@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 from canal.app.creating import require_used
 from canal.app.project import Project, last_line
 from canal.config.layout import Layout
-from canal.config.sections import BACKBONE, Source
+from canal.config.sections import BACKBONE
+from canal.config.stage_sections import Source
 from canal.config.yaml_file import check_merged, parse_yaml
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, ConfigError, SourceError

@@ -17,8 +17,8 @@ from canal.config.sections import (
     Continual,
     Method,
     Novelty,
-    Source,
 )
+from canal.config.stage_sections import Source
 from canal.config.yaml_file import dumped, parse, parse_yaml, round_trip, with_stage
 from canal.core.errors import ConfigError, SourceError
 from canal.io.arrays import EXAMPLES, listed

@@ -13,7 +13,8 @@ from canal.app.project import Project, git, last_line
 from canal.app.running import changed_files
 from canal.app.versions import version_view
 from canal.config.layout import name_from
-from canal.config.sections import Method, Source
+from canal.config.sections import Method
+from canal.config.stage_sections import Source
 from canal.config.yaml_file import save
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, ConfigError, DataError, GateError, tell

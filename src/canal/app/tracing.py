@@ -11,7 +11,8 @@ from pathlib import Path
 from canal.annotation.records import read_log
 from canal.app.project import Project
 from canal.app.withdrawing import Withdrawal
-from canal.config.sections import BACKBONE, Exclusion, Source
+from canal.config.sections import BACKBONE
+from canal.config.stage_sections import Exclusion, Source
 from canal.core.digests import canonical_json, file_digest, json_digest
 from canal.core.errors import HistoryError, RegistryError, shown_address
 from canal.data.sources import CELLS

@@ -85,7 +85,7 @@ def without_stages(text: str, out: Sequence[str], stages: Sequence[str]) -> str:
 def with_merge(text: str, stage: str, merged: Mapping[str, Any], network: bool) -> str:
     """Return params.yaml's text with a new branch of ``stage`` that also holds another lineage's sums.
 
-    Without a ``network`` it has the exact method. What ``merged`` says is in `canal.config.sections.Merged`.
+    Without a ``network`` it has the exact method. ``merged``: as `canal.config.stage_sections.Merged` says.
 
     Raises
     ------

@@ -26,10 +26,9 @@ from canal.config.sections import (
     Registry,
     Section,
     Share,
-    Source,
     Split,
-    Stage,
 )
+from canal.config.stage_sections import Source, Stage, without_groups
 from canal.core.errors import ConfigError
 
 Dimension = Literal["learning_rate", "label_smoothing", "max_epochs"]
@@ -43,11 +42,14 @@ _EXECUTION_KEYS = {"jobs", "storage", "max_minutes"}
 
 
 class Strengths(Section):
-    """The range of lambda, log-uniform; ``with_zero`` adds a trial without distillation."""
+    """The range of lambda in a study, log-uniform."""
 
     low: float = Field(default=0.01, gt=0)
+    """Lowest lambda."""
     high: float = Field(default=10.0, gt=0)
+    """Highest lambda."""
     with_zero: bool = True
+    """Whether lambda = 0, no distillation, is tried, too."""
 
     @model_validator(mode="after")
     def require_published(self) -> Self:
@@ -61,28 +63,39 @@ class Strengths(Section):
 
 
 class Tuning(Section):
-    """A study over lambda and L: its search space, objective and rule of choice.
-
-    ``bank_shares`` are shares of all training cells of the earlier stages. ``size_price`` is what replaying a
-    whole bank (L = ``bank.capacity``) costs, in units of the harmonic mean. ``least_gain`` is by how many
-    standard errors a trial must beat the published point to be taken.
-    """
+    """A study over lambda and L: its search space, objective and rule of choice."""
 
     n_trials: int = Field(default=8, ge=1)
+    """Trials of a study."""
     epochs: int = Field(default=4, ge=1)
+    """Epochs of a trial."""
     max_minutes: float | None = Field(default=None, gt=0)
+    """After so many minutes no trial begins; None: no limit."""
     distillation: Strengths = Strengths()
+    """Range of lambda."""
     bank_sizes: tuple[int, ...] = ()
+    """Values of L, in cells; this or `bank_shares` must be given."""
     bank_shares: tuple[float, ...] = ()
+    """Values of L, as shares of all earlier stages' training cells, cut to `bank.capacity`."""
     dimensions: tuple[Dimension, ...] = ()
+    """What else is tuned: `learning_rate` (a quarter to four times its value), `label_smoothing` (0 to 0.3),
+    `max_epochs` (1 to `tuning.epochs`)."""
     rule: Literal["harmonic_mean", "accuracy", "retention"] = "harmonic_mean"
+    """What is looked for among the trials that keep `min_retention` of the past."""
     min_retention: float = Field(default=0.9, ge=0, le=1)
+    """Share of the accuracy on earlier stages that a choice should keep."""
     size_price: float = Field(default=0.01, ge=0, le=1)
+    """What replaying a whole bank (L = `bank.capacity`) costs, in units of the harmonic mean."""
     least_gain: float = Field(default=0.0, ge=0)
+    """Standard errors of the balanced accuracy by which a trial must beat the published point."""
     startup_trials: int = Field(default=4, ge=1)
+    """Random trials before the sampler and the pruner judge."""
     warmup_epochs: int = Field(default=1, ge=0)
+    """Epochs before a trial may be ended."""
     jobs: int = Field(default=1, ge=1)
+    """Processes that share a study."""
     storage: str | None = Field(default=None, min_length=1)
+    """URL of Optuna's storage; None: a journal in the project."""
 
     @model_validator(mode="after")
     def check_sizes(self) -> Self:
@@ -114,26 +127,47 @@ class Config(Section):
     """The whole of params.yaml."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of splits, weights, order of cells and mixtures."""
     threads: int = Field(default=2, ge=1)
+    """Processor cores that a training uses; the weights do not depend on it."""
     sources: dict[Name, Source]
+    """Files of cells by name."""
     stages: dict[Name, Stage]
+    """What is learned, in order, by name."""
     tuning: Tuning | None = None
+    """The study of stages with `tune: true`; None where no stage is tuned."""
     prepare: Prepare = Prepare()
+    """How cells are read."""
     gate: Gate = Gate()
+    """What a source must hold before it is learned."""
     split: Split = Split()
+    """Which cells train, validate and test."""
     panel: Panel = Panel()
+    """The genes."""
     backbone: Backbone = Backbone()
+    """The pretrained network."""
     continual: Continual = Continual()
+    """How stages are learned."""
     memory: Memory = Memory()
+    """How the exact memory answers."""
     bank: Bank = Bank()
+    """The example bank."""
     probe: Probe = Probe()
+    """The probe sets."""
     novelty: Novelty = Novelty()
+    """When a cell is Unassigned."""
     cache: Cache = Cache()
+    """Features kept on disk."""
     registry: Registry = Registry()
+    """Names in MLflow."""
     policy: Policy = Policy()
+    """What `canal promote` asks for."""
     hooks: tuple[Hook, ...] = ()
+    """Who is told of decisions."""
     share: Share = Share()
+    """What `canal share` gives away."""
     compute: Compute = Compute()
+    """Where a training computes."""
 
     @model_validator(mode="before")
     @classmethod
@@ -343,30 +377,3 @@ def _check_tuned(config: Config) -> None:
         for key in sorted(own.keys() & tuning.varied):
             message = "this stage is tuned: remove the value, or remove tune"
             raise DanglingNameError(f"stages.{name}.continual.{key}", message)
-
-
-def without_groups(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a params document whose stages say themselves whether they are tuned.
-
-    Before, a section ``finetune`` named every stage a second time, in a group ``fixed`` or ``tuned``.
-
-    Raises
-    ------
-    DanglingNameError
-        If that section names a stage that does not exist.
-    """
-    plain = dict(document)
-    groups = plain.pop("finetune", None)
-    if groups is None:
-        return plain
-    if not isinstance(groups, Mapping) or set(groups) - {"fixed", "tuned"}:
-        raise DanglingNameError("finetune", "unknown key: stages.NAME.tune says whether a stage is tuned")
-    stages = dict(plain.get("stages") or {})
-    for group, entries in groups.items():
-        for name in entries or ():
-            if name not in stages:
-                known = ", ".join(map(str, stages)) or "none"
-                raise DanglingNameError(f"finetune.{group}.{name}", f"no stage {name!r}; there are {known}")
-            if group == "tuned" and isinstance(stages[name], Mapping):
-                stages[name] = {**stages[name], "tune": True}
-    return {**plain, "stages": stages} if stages else plain

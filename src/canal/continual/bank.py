@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from canal.config.params import Config
-from canal.config.sections import Exclusion
+from canal.config.stage_sections import Exclusion
 from canal.continual.cells import (
     LabelledCells,
     StoredCells,

@@ -27,7 +27,7 @@ from canal.io.writer import H5adWriter
 if TYPE_CHECKING:
     import pandas as pd
 
-    from canal.config.sections import Exclusion
+    from canal.config.stage_sections import Exclusion
 
 
 FORMAT = 1

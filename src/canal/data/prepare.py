@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.config.sections import Source
+from canal.config.stage_sections import Source
 from canal.core.digests import canonical_json, file_digest, json_digest
 from canal.core.errors import DataError, SourceError
 from canal.core.files import new_folder, write_json

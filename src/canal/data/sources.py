@@ -16,7 +16,7 @@ import requests
 from filelock import FileLock
 
 from canal.config.params import Config
-from canal.config.sections import Source, Wheel
+from canal.config.stage_sections import Source, Wheel
 from canal.core.digests import file_digest
 from canal.core.errors import SourceError, shown_address, without_secrets
 from canal.core.files import new_file, new_folder, scratch_folder, write_json

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from canal.config.sections import Source
+from canal.config.stage_sections import Source
 from canal.core.digests import json_digest
 from canal.core.errors import GateError
 from canal.core.files import read_json, write_json

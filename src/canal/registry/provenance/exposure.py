@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from canal.config.params import Config
-from canal.config.sections import Exclusion
+from canal.config.stage_sections import Exclusion
 from canal.core.digests import file_digest
 from canal.core.errors import RegistryError
 from canal.core.files import read_json

@@ -1,7 +1,7 @@
 """What MLflow shows of a project's versions, models and runs, for audits to compare with canal's documents.
 
 A local database of the known schema is read from its tables, in milliseconds; a server, or a database of
-another schema, through MLflow's client. `docs/registry.md` lists the fields;
+another schema, through MLflow's client. `docs/prove.md` lists the fields;
 `canal.registry.audit.shown_versions` compares them.
 """
 
