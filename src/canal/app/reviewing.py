@@ -84,7 +84,7 @@ def write_pages(
     if stages:
         title = project.config.registry.model
         write_report(stages, output / TRAINING, title, backbone_history(project.layout))
-    document["training"] = TRAINING if stages else None
+        document["training"] = TRAINING
     return write_version_page(document, mapped, output / "index.html"), document
 
 
@@ -188,6 +188,7 @@ def review(
         "method": method_view(folder, key),
         "kept": _kept(folder, evaluation["stages"]),
         "lineage": list(_lineage(project, version)),
+        "training": None,
         "sources": list(_sources(project, evaluation["stages"])),
     }
     notice("laying out the cells that the version keeps to watch forgetting")
