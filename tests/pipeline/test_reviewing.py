@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from markupsafe import escape
+from ruamel.yaml import YAML
 
 from canal.app.promoting import Decision, judge_version, promote
 from canal.app.reviewing import TRAINING, review, sides, write_pages
 from canal.core.errors import RegistryError
-from canal.report.version_page import promotable, verdict, write_version_page
+from canal.report.version_page import promotable, verdict, write_card, write_version_page
 from tests.pipeline.test_bundles import other_project
 
 pytestmark = pytest.mark.pipeline
@@ -100,6 +101,22 @@ def test_a_version_that_came_without_cells_has_a_page(line, tmp_path):
     assert (document["against"], document["training"]) == (None, None)
     assert "imported" in page.read_text()
     assert [row["version"] for row in document["lineage"]] == [1]
+
+
+def test_the_model_card_has_the_header_that_hubs_read_and_every_limit(project, tmp_path):
+    document, _ = review(project, sides(project))
+    document["sources"] = [
+        {"stage": "second", "source": "s", "licence": "CC0", "citation": "A [link](x) <b>"}
+    ]
+    text = write_card(document, tmp_path / "README.md").read_text()
+    _, header, body = text.split("---\n", 2)
+    found = YAML(typ="safe").load(header)
+    assert (found["library_name"], found["license"]) == ("canal-cells", "CC0")
+    assert found["canal"]["key"] == document["version"]["key"]
+    assert r"A \[link\](x) \<b\>" in body
+    for one in document["types"]:
+        limit = f"{one['cell_type']} of {one['stage']}:"
+        assert (limit in body) == (one["recall"] < 0.8)
 
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"

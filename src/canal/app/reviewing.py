@@ -65,7 +65,7 @@ def write_pages(
     against: str | None = None,
     notice: Callable[[str], None] = lambda message: None,
 ) -> tuple[Path, Document]:
-    """Write the page of a version into a folder, and beside it that of how the stages here were trained.
+    """Write a version's page and model card into a folder, and the page of how the stages here were trained.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def write_pages(
     CanalError
         If there is no such version, or its files are damaged or were erased.
     """
-    from canal.report.version_page import write_version_page
+    from canal.report.version_page import write_card, write_version_page
 
     document, mapped = review(project, sides(project, wanted, against), notice)
     stages = collect(project.layout, list(project.config.stages), version_rows(project))
@@ -85,6 +85,7 @@ def write_pages(
         title = project.config.registry.model
         write_report(stages, output / TRAINING, title, backbone_history(project.layout))
         document["training"] = TRAINING
+    write_card(document, output / "README.md")
     return write_version_page(document, mapped, output / "index.html"), document
 
 

@@ -6,6 +6,8 @@ anything. A type has the colour that it has in every figure of canal.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,34 @@ def _kept(document: Document) -> list[Document]:
 
 
 # The model card.
+
+
+def write_card(document: Document, out: Path) -> Path:
+    """Write the model card as Markdown with the header of Hugging Face's model cards; return its path."""
+    version, evaluation = document["version"], document["evaluation"]
+    licences = sorted({one["licence"] for one in document["sources"] if one["licence"]})
+    results = {stage: value for stage, value in evaluation["row"].items() if value is not None}
+    header: dict[str, Any] = {
+        "library_name": "canal-cells",
+        "tags": ["single-cell", "rna-seq", "cell-type-annotation", "continual-learning"],
+        "license": licences[0] if len(licences) == 1 else "other",
+        "model_name": f"{version['model']} {version['number']} ({version['stage']})",
+        "metrics": ["accuracy"],
+        "canal": {"key": version["key"], "accuracy": results, "licences_of_data": licences},
+    }
+    # JSON is YAML, whatever a stage or a licence is called.
+    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in header.items()), "---", ""]
+    lines += [f"# {version['model']} {version['number']}: {_marked(version['stage'])}", ""]
+    for heading, sentences in card(document):
+        lines += [f"## {heading}", "", *(f"- {_marked(one)}" for one in sentences), ""]
+    with new_file(out) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+    return out
+
+
+def _marked(text: str) -> str:
+    """Return text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>#|!&])", r"\\\1", " ".join(text.split()))
 
 
 def card(document: Document) -> list[tuple[str, list[str]]]:
