@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-exact-scale bench-exact-strange bench-installed chaos fuzz coverage docs reference release help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-exact-scale bench-exact-strange bench-installed chaos fuzz coverage docs reference release browser help
 
 run:  ## install what is missing, then `canal run`: learn, register, show it, say what to commit
 	@tools/setup.sh run
@@ -124,6 +124,10 @@ chaos:  ## kills of learning and of every command that writes, races, crowds, fu
 	@python -m tests.faults.chaos --kills 100
 	@python -m tests.faults.chaos_ledger
 	@python -m tests.faults.tampering
+
+browser:  ## the pages in a real Chromium (Debian: apt-get install chromium), and what axe says of them
+	@tools/setup.sh browser
+	@pytest -n 0 -m browser tests/browser
 
 fuzz:  ## 1,000 mutated inputs of all kinds: answered rightly or refused by one message (ARGS="--only 417")
 	@tools/setup.sh test

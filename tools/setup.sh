@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with canal and its pinned dependencies; "test" adds what the tests need. Skipped when nothing changed.
+# Makes .venv with canal and its pinned dependencies; "test" and "browser" add what tests need. Skipped when nothing changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 want=${1:-run}
@@ -58,7 +58,7 @@ install() {
 }
 
 extra="[compression,parquet,serve]"  # serve includes project
-[ "$want" = test ] && extra="[test]"
+case "$want" in test | browser) extra="[$want]" ;; esac
 echo "setup: installing canal-cells$extra and its pinned dependencies (2-4 minutes on a new machine)"
 if [ -n "${TORCH_INDEX:-}" ]; then
   install --index-url "$TORCH_INDEX" torch==2.13.0

@@ -5,28 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from canal.annotation.annotate import label_h5ad
 from canal.annotation.options import Options as Options
 from canal.annotation.summary import Changes, label_changes
 from canal.app.hooks import Event, announce
 from canal.app.models import load_annotator
 from canal.app.project import Project
+from canal.app.scoring import compare as compare
+from canal.app.scoring import compare_versions
 from canal.config.decisions import Action
-from canal.core.errors import CanalError, LedgerError, RegistryError
-from canal.core.files import read_json, scratch_folder
-from canal.data.prepare import PrepareSettings, prepare
-from canal.data.prepared import PreparedCells
-from canal.model.load import CellAnnotator, load_model
+from canal.core.errors import LedgerError, RegistryError
+from canal.core.files import read_json
 from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.git_history import GitFile
 from canal.registry.ledger.ledger import Draft, Entry, plain_reason
 from canal.registry.ledger.ledger_rules import CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import refuse_behind
 from canal.registry.promotion import promotion
-from canal.registry.promotion.comparing import Comparison, Sampling, StageComparison, compare_stage
+from canal.registry.promotion.comparing import Comparison
 from canal.registry.promotion.merging import Merging, finish_merge, merged, other_side, resolved_side
 from canal.registry.promotion.moves import ledger_of, moving, recover
 from canal.registry.promotion.policy import Evidence, Ruling, blocking_rulings, judge, override
@@ -34,7 +30,7 @@ from canal.registry.promotion.promotion import Decision as Decision
 from canal.registry.provenance.diff import difference
 from canal.registry.store.database import Version
 from canal.registry.store.store import require_rebuilt
-from canal.registry.versions.history import current_evaluation, recorded, verified
+from canal.registry.versions.history import current_evaluation, verified
 
 
 @dataclass(frozen=True)
@@ -238,123 +234,6 @@ def merge_ledgers(project: Project, other: str | None, decision: Decision | None
             if sides is not None:
                 git.mark_resolved()
         return found
-
-
-def compare(
-    project: Project, wanted: str, against: str = CHAMPION, file: Path | None = None, stage: str | None = None
-) -> Comparison:
-    """Score a version and the champion (or another version) on the same cells."""
-    candidate, champion = project.store.version(wanted), project.store.version(against)
-    if candidate.number == champion.number:
-        raise RegistryError(
-            f"version {candidate.number} cannot be compared with itself; name another version with --with"
-        )
-    return compare_versions(project, champion, candidate, file, stage)
-
-
-# Candidate and champion on the same cells: recorded predictions where they exist, new ones elsewhere.
-
-_PREDICTIONS = "metrics/predictions.csv"
-
-
-def compare_versions(
-    project: Project,
-    champion: Version,
-    candidate: Version,
-    file: Path | None = None,
-    stage: str | None = None,
-) -> Comparison:
-    """Compare two versions on the test cells of the candidate's stages, and on a labelled file.
-
-    Parameters
-    ----------
-    project : Project
-    champion, candidate : Version
-    file : Path, optional
-        A labelled h5ad file, read with the declaration of ``stage`` (default: the last stage).
-
-    Raises
-    ------
-    CanalError
-        If a version's artifacts are damaged, or the file cannot be read as declared.
-    """
-    policy = project.config.policy
-    sampling = Sampling(policy.confidence, policy.resamples, project.config.seed, policy.loss_to_see)
-    before, after = recorded_predictions(project, champion), recorded_predictions(project, candidate)
-    stages: dict[str, StageComparison] = {}
-    not_compared: dict[str, str] = {}
-    for name in dict.fromkeys([*before, *after]):
-        theirs, ours = before.get(name), after.get(name)
-        try:
-            theirs = _predict_stage(project, champion, name) if theirs is None else theirs
-            ours = _predict_stage(project, candidate, name) if ours is None else ours
-            stages[name] = compare_stage(theirs, ours, policy.min_cells_per_type, sampling)
-        except CanalError as error:
-            not_compared[name] = str(error)
-    if file is not None:
-        theirs, ours = _predict_file(project, (champion, candidate), file, stage)
-        stages[file.name] = compare_stage(theirs, ours, policy.min_cells_per_type, sampling)
-    learned = (champion.stage, candidate.stage)
-    numbers = (champion.number, candidate.number)
-    return Comparison(*numbers, stages, not_compared, tuple(before), learned, policy.loss_to_see)
-
-
-def recorded_predictions(project: Project, version: Version) -> dict[str, pd.DataFrame]:
-    """Return a version's recorded predictions for test cells, a table for each stage, digests checked.
-
-    Raises
-    ------
-    RegistryError
-        If the predictions on disk are not the registered ones.
-    """
-    path = recorded(project.store, version, _PREDICTIONS)
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return {str(stage): rows.reset_index(drop=True) for stage, rows in table.groupby("stage", sort=False)}
-
-
-def _predict_stage(project: Project, version: Version, stage: str) -> pd.DataFrame:
-    """Return a version's predictions for the test cells of a stage that it was not evaluated on."""
-    if stage not in project.config.stages or not project.available(stage):
-        raise RegistryError(
-            f"version {version.number} was not evaluated on {stage!r}, whose cells are not available"
-        )
-    annotator = _annotator(project, version)
-    cells = project.cells(stage, "test", annotator.genes)
-    annotator = annotator.without(project.prepared(stage).missing(annotator.genes))
-    return _predictions(annotator, cells.cell_ids, cells.cell_types, cells.expression)
-
-
-def _predict_file(
-    project: Project, versions: tuple[Version, ...], file: Path, stage: str | None
-) -> list[pd.DataFrame]:
-    """Return the predictions of several versions for the cells of a labelled file."""
-    name = stage or project.config.last_stage
-    if name not in project.config.stages:
-        raise RegistryError(f"no stage {name!r} in params.yaml; there are {', '.join(project.config.stages)}")
-    source = project.config.stages[name].source
-    settings = PrepareSettings(project.config.min_genes(source), project.config.prepare.chunk_cells)
-    with scratch_folder("compare") as scratch:
-        into = scratch / "cells"
-        prepare(file, source, project.config.sources[source], settings, into)
-        cells = PreparedCells(into / "cells.h5ad")
-        ids, types = tuple(cells.obs.index.astype(str)), tuple(cells.obs["cell_type"].astype(str))
-        tables = []
-        for version in versions:
-            annotator = _annotator(project, version)
-            annotator = annotator.without(cells.missing(annotator.genes))
-            tables.append(_predictions(annotator, ids, types, cells.expression(ids, annotator.genes)))
-    return tables
-
-
-def _annotator(project: Project, version: Version) -> CellAnnotator:
-    folder, _ = verified(project.store, version)
-    return load_model(folder / "model")
-
-
-def _predictions(
-    annotator: CellAnnotator, ids: tuple[str, ...], truth: tuple[str, ...], expression: np.ndarray
-) -> pd.DataFrame:
-    return pd.DataFrame({"cell_id": ids, "truth": truth, "predicted": annotator.predict(expression).labels})
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ EXTRAS = {
     "network": ("the network's package, PyTorch", ("torch",)),
     "groups": ("the packages that group cells", ("sknetwork", "sklearn")),
     "leiden": ("the package that computes Leiden clusters", ("igraph",)),
-    "report": ("the packages that draw figures and pages", ("matplotlib", "jinja2")),
+    "report": ("the packages that draw figures and pages", ("matplotlib", "jinja2", "altair", "vl_convert")),
     "parquet": ("the package that reads and writes Parquet", ("pyarrow",)),
     "compression": ("the package of HDF5's further compressions", ("hdf5plugin",)),
     "serve": ("the packages of a server", ("uvicorn", "h11")),

@@ -1,0 +1,309 @@
+"""The page a reviewer promotes by: one version beside another, as one offline HTML file.
+
+Charts are drawn in the browser by the copy of Vega that vl-convert carries: the page asks no server for
+anything. A type has the colour that it has in every figure of canal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from canal.annotation.places import type_colours
+from canal.core.files import new_file
+from canal.core.packages import named_packages
+from canal.registry.ledger.rulings import TOO_FEW
+from canal.report.documents import method_lines
+from canal.report.page import count, decimal, percent, points
+from canal.report.version_charts import charts
+
+Document = Mapping[str, Any]
+_WORST = 6
+_LOW_RECALL = 0.8
+
+
+@named_packages("`canal report`")
+def write_version_page(document: Document, mapped: Document | None, out: Path) -> Path:
+    """Write the page of a version; the same documents give the same bytes.
+
+    Parameters
+    ----------
+    document, mapped
+        As `canal.app.reviewing.review` returns them.
+    out
+        The HTML file to write.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from vl_convert import javascript_bundle
+
+    environment = Environment(
+        loader=PackageLoader("canal", "report"),
+        autoescape=True,  # labels, stages and reasons are whatever a user wrote
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, points=points, decimal=decimal, count=count)
+    text = environment.get_template("version.html").render(
+        d=document,
+        verdict=verdict(document),
+        promotable=promotable(document),
+        to_mend=list(to_mend(document)),
+        worst=worst_types(document),
+        rulings=_sorted_rulings(document),
+        matrix=_matrix(document),
+        types=_type_rows(document),
+        novelty=_held_out(document),
+        method=list(method_lines(document["method"])),
+        markers=document["markers"],
+        kept=_kept(document),
+        card=card(document),
+        charts=charts(document, mapped),
+        colours=list(type_colours(document["evaluation"]["labels"]).items()),
+        library=javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+    )
+    with new_file(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return out
+
+
+# What it comes to, in sentences.
+
+
+def verdict(document: Document) -> str:
+    """Return in one sentence what the version does better and worse than the other."""
+    other, comparison = document["against"], document["comparison"]
+    if other is None:
+        own = document["evaluation"]["row"][document["evaluation"]["stage"]]
+        return f"The first of its lineage: {percent(own)} of its stage's test cells are named rightly."
+    if comparison is None or not comparison["stages"]:
+        return f"It could not be compared with version {other['number']}: no test cells of both are here."
+    pairs = list(comparison["stages"].values())
+    better, worse = sum(one["low"] > 0 for one in pairs), sum(one["high"] < 0 for one in pairs)
+    parts = [
+        f"Better on {better or 'none'} of {len(pairs)} {'stage' if len(pairs) == 1 else 'stages'}",
+    ]
+    parts.append(f"worse on {worse}" if worse else "worse on none")
+    lost = [one for one in document["types"] if one["change"] and one["change"]["high"] < 0]
+    if lost:
+        one = min(lost, key=lambda row: row["change"]["difference"])
+        change = one["change"]
+        parts.append(
+            f"{one['cell_type']} of {one['stage']} lost: {100 * change['champion']:.0f} → "
+            f"{100 * change['candidate']:.0f} % [{100 * one['low']:.0f}, {100 * one['high']:.0f}]"
+        )
+    else:
+        parts.append("no type is shown to have lost")
+    return f"{'; '.join(parts)}."
+
+
+def promotable(document: Document) -> str:
+    """Return in one sentence whether the policy lets the version serve."""
+    rulings = document["rulings"]
+    failed = [one for one in rulings if not one["passed"] and not one["overridden"]]
+    few = [one for one in failed if one["value"] == TOO_FEW]
+    holds = f"{len(rulings) - len(failed)} of {len(rulings)} rules of the policy hold"
+    if "champion" in document["version"]["aliases"]:
+        return f"It serves: {holds} today."
+    if not failed:
+        return f"It may be promoted: {holds}."
+    if len(few) == len(failed):
+        return (
+            f"A person decides: {holds}, {len(few)} had too few test cells to be judged "
+            '(--too-few "REASON" lets them pass).'
+        )
+    fails = len(failed) - len(few)
+    also = f", {len(few)} had too few test cells" if few else ""
+    return f"It may not be promoted: {holds}, {fails} {'fails' if fails == 1 else 'fail'}{also}."
+
+
+def to_mend(document: Document) -> Iterator[str]:
+    """Yield what would have to change before the version may be promoted, a sentence for each failed rule."""
+    for one in document["rulings"]:
+        if one["passed"] or one["overridden"] or one["value"] == TOO_FEW:
+            continue
+        yield f"{one['rule']}: {one['value']}, asked for {one['bound']}" + (
+            f" ({one['note']})" if one["note"] else ""
+        )
+
+
+def worst_types(document: Document) -> list[Document]:
+    """Return the types of lowest recall on any stage, the worst first."""
+    return sorted(document["types"], key=lambda one: (one["recall"], -one["n"]))[:_WORST]
+
+
+# Tables.
+
+
+def _sorted_rulings(document: Document) -> list[Document]:
+    """Return the rulings, those that do not hold first, each with its state in a word."""
+    states = [
+        {**one, "state": _state(one), "order": (one["passed"], one["value"] == TOO_FEW)}
+        for one in document["rulings"]
+    ]
+    return sorted(states, key=lambda one: one["order"])
+
+
+def _state(ruling: Document) -> str:
+    if ruling["passed"]:
+        return "holds"
+    if ruling["overridden"]:
+        return "overridden"
+    return "too few to judge" if ruling["value"] == TOO_FEW else "fails"
+
+
+def _matrix(document: Document) -> Document:
+    """Return R with a row for each version of the lineage, newest first."""
+    stages = document["evaluation"]["stages"]
+    rows = [
+        {**one, "squares": [(one["row"] or {}).get(stage) for stage in stages]}
+        for one in document["lineage"]
+        if one["row"]
+    ]
+    return {"stages": stages, "rows": rows}
+
+
+def _type_rows(document: Document) -> list[Document]:
+    """Return recall and precision by stage and type, those that lost most first, then by recall."""
+
+    def order(one: Document) -> tuple[float, float]:
+        return (one["change"]["difference"] if one["change"] else 0.0), one["recall"]
+
+    called = {
+        (one["stage"], one["truth"], one["predicted"]): one["n"]
+        for one in document["answers"]
+        if one["side"] == "after" and one["truth"] != one["predicted"]
+    }
+    rows: list[Document] = []
+    for one in sorted(document["types"], key=order):
+        wrong = {
+            name: n
+            for (stage, truth, name), n in called.items()
+            if (stage, truth) == (one["stage"], one["cell_type"])
+        }
+        most = max(wrong, key=lambda name: wrong[name], default=None)
+        rows.append({**one, "confused": None if most is None else f"{most} ({wrong[most]:,})"})
+    return rows
+
+
+def _held_out(document: Document) -> Document:
+    """Return what was noticed of types that were held out, and the threshold."""
+    novelty = document["evaluation"]["novelty"]
+    return {
+        "threshold": novelty.get("threshold"),
+        "h_score": novelty.get("h_score"),
+        "auroc": novelty.get("auroc"),
+        "holdouts": novelty.get("holdouts") or [],
+    }
+
+
+def _kept(document: Document) -> list[Document]:
+    """Return how many cells of each type bank, probe and sums hold, in the model's order."""
+    labels = document["evaluation"]["labels"]
+    totals = {name: dict.fromkeys(labels, 0) for name in document["kept"]}
+    for name, rows in document["kept"].items():
+        for row in rows:
+            totals[name][row["cell_type"]] = totals[name].get(row["cell_type"], 0) + row["n"]
+    return [{"cell_type": label, **{name: totals[name].get(label, 0) for name in totals}} for label in labels]
+
+
+# The model card.
+
+
+def write_card(document: Document, out: Path) -> Path:
+    """Write the model card as Markdown with the header of Hugging Face's model cards; return its path."""
+    version, evaluation = document["version"], document["evaluation"]
+    licences = sorted({one["licence"] for one in document["sources"] if one["licence"]})
+    results = {stage: value for stage, value in evaluation["row"].items() if value is not None}
+    header: dict[str, Any] = {
+        "library_name": "canal-cells",
+        "tags": ["single-cell", "rna-seq", "cell-type-annotation", "continual-learning"],
+        "license": licences[0] if len(licences) == 1 else "other",
+        "model_name": f"{version['model']} {version['number']} ({version['stage']})",
+        "metrics": ["accuracy"],
+        "canal": {"key": version["key"], "accuracy": results, "licences_of_data": licences},
+    }
+    # JSON is YAML, whatever a stage or a licence is called.
+    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in header.items()), "---", ""]
+    lines += [f"# {version['model']} {version['number']}: {_marked(version['stage'])}", ""]
+    for heading, sentences in card(document):
+        lines += [f"## {heading}", "", *(f"- {_marked(one)}" for one in sentences), ""]
+    with new_file(out) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+    return out
+
+
+def _marked(text: str) -> str:
+    """Return text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>#|!&])", r"\\\1", " ".join(text.split()))
+
+
+def card(document: Document) -> list[tuple[str, list[str]]]:
+    """Return the model card: headings of the Hugging Face model card, each with its sentences."""
+    version, evaluation = document["version"], document["evaluation"]
+    labels = evaluation["labels"]
+    low = [one for one in document["types"] if one["recall"] < _LOW_RECALL]
+    threshold = evaluation["novelty"].get("threshold")
+    sums = {row["cell_type"]: 0 for row in document["kept"].get("sums", [])}
+    for row in document["kept"].get("sums", []):
+        sums[row["cell_type"]] += row["n"]
+    types = ", ".join(f"{name} ({sums[name]:,} cells)" if name in sums else name for name in labels)
+    return [
+        (
+            "Intended use",
+            [
+                "Labels cells of single-cell RNA-seq data of the tissues it learned, as a first draft that a "
+                "person checks. Not for diagnosis or decisions about patients.",
+                f"Knows {len(labels)} cell types: {types}.",
+            ],
+        ),
+        (
+            "Training data",
+            [
+                f"{one['stage']}: {one['citation'] or 'no citation declared'}; licence "
+                f"{one['licence'] or 'not declared'}."
+                for one in document["sources"]
+            ]
+            or ["It was learned elsewhere; its bundle names its sources."],
+        ),
+        (
+            "Evaluation",
+            [
+                "Accuracy on test cells: "
+                + ", ".join(
+                    f"{stage} {percent(value)}"
+                    for stage, value in evaluation["row"].items()
+                    if value is not None
+                )
+                + "."
+            ],
+        ),
+        (
+            "Limits",
+            [
+                f"{one['cell_type']} of {one['stage']}: {percent(one['recall'])} of {one['n']:,} test "
+                "cells are named rightly."
+                for one in sorted(low, key=lambda row: row["recall"])
+            ]
+            or [f"No type has a recall below {percent(_LOW_RECALL)}."],
+        ),
+        (
+            "Unknown cells",
+            [
+                f"Cells of a novelty above {decimal(threshold)} are called Unassigned."
+                if threshold is not None
+                else "It has no threshold: no cell is called Unassigned."
+            ],
+        ),
+        (
+            "Ethics",
+            [
+                "Cells come from people. What the version keeps of them (bank, probe cells, sums) is listed "
+                "under What it keeps; a withdrawn consent is honoured by canal unlearn and canal erase.",
+            ],
+        ),
+        ("Version", [f"{version['model']} {version['number']} ({version['stage']}), key {version['key']}."]),
+    ]

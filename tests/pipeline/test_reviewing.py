@@ -1,0 +1,147 @@
+"""The page of a version: what a reviewer reads before it serves, from real versions of a learned project."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from markupsafe import escape
+from ruamel.yaml import YAML
+
+from canal.app.promoting import Decision, judge_version, promote
+from canal.app.reviewing import TRAINING, review, sides, write_pages
+from canal.core.errors import RegistryError
+from canal.report.version_page import promotable, verdict, write_card, write_version_page
+from tests.pipeline.test_bundles import other_project
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture
+def project(line):
+    return line.project()
+
+
+def spec(text, place):
+    found = re.search(rf'data-place="{place}">(.*?)</script>', text, re.DOTALL)
+    return json.loads(found[1])
+
+
+def test_a_page_says_what_the_version_does_better_and_whether_it_may_serve(project, tmp_path):
+    page, document = write_pages(project, tmp_path / "report")
+    text = page.read_text()
+    assert (document["version"]["number"], document["against"]["number"]) == (2, 1)
+    assert document["against"]["role"] == "parent"
+    assert document["rulings"] == judge_version(project, "2").to_json()["rulings"]
+    assert str(escape(promotable(document))) in text
+    assert re.match(r"Better on (none|\d) of 2 stages; worse on ", verdict(document))
+    assert len(page.read_bytes()) < 3_000_000
+    assert (page.parent / TRAINING).is_file()
+    # Nothing is fetched: no address in what a browser would load.
+    head = text[: text.index("<script>")] + text[text.rindex('"use strict"') :]
+    assert not re.findall(r"(?:src|href)=\"(?!#|training\.html)[^\"]*", head)
+    assert "@import" not in head
+
+
+def test_its_numbers_are_those_of_the_evaluation(project, tmp_path):
+    document, mapped = review(project, sides(project))
+    evaluation = document["evaluation"]
+    for one in document["types"]:
+        recall = evaluation["per_stage"][one["stage"]]["recall"][one["cell_type"]]
+        assert (one["n"], one["recall"]) == (recall["n"], pytest.approx(recall["recall"]))
+        assert 0 <= one["low"] <= one["recall"] + 1e-9 <= one["high"] + 2e-9 <= 1 + 2e-9
+    for stage, one in evaluation["per_stage"].items():
+        labels = one["confusion"]["labels"]
+        for row, truth in enumerate(labels):
+            for column, predicted in enumerate(labels):
+                counted = [
+                    answer["n"]
+                    for answer in document["answers"]
+                    if (answer["side"], answer["stage"]) == ("after", stage)
+                    and (answer["truth"], answer["predicted"]) == (truth, predicted)
+                ]
+                assert sum(counted) == one["confusion"]["counts"][row][column]
+    # A changed cell is lost, gained, or wrong both times; the comparison counts the first two.
+    for stage, pair in document["comparison"]["stages"].items():
+        changed = [one for one in document["changed"] if one["stage"] == stage]
+        assert sum(one["n"] for one in changed if one["before"] == one["truth"]) == pair["lost"]
+        assert sum(one["n"] for one in changed if one["after"] == one["truth"]) == pair["gained"]
+    assert [row["version"] for row in document["lineage"]] == [2, 1, 1]
+    kept = {name: sum(row["n"] for row in rows) for name, rows in document["kept"].items()}
+    assert len(mapped["cells"]) == kept["probe"]
+    assert {"truth", "before", "after", "x", "y"} <= set(mapped["cells"][0])
+    write_version_page(document, mapped, tmp_path / "one.html")
+    again, cells = review(project, sides(project))
+    write_version_page(again, cells, tmp_path / "two.html")
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+
+
+def test_the_champion_is_compared_with_its_parent_and_others_with_it(project):
+    assert (sides(project, "1").other, sides(project, "1").version.number) == (None, 1)
+    promote(project, judge_version(project, "1", ["*"], "few"), Decision("A. Person", "first"))
+    assert (sides(project).role, sides(project).other.number) == ("champion", 1)
+    document, _ = review(project, sides(project, "champion"))
+    assert promotable(document).startswith("It serves: ")
+    assert verdict(document).startswith("The first of its lineage: ")
+    assert [one["who"] for one in document["decisions"]["served"]] == ["A. Person"]
+    with pytest.raises(RegistryError, match="cannot be compared with itself"):
+        sides(project, "2", "2")
+    with pytest.raises(RegistryError, match="no version"):
+        sides(project, "7")
+
+
+def test_a_version_that_came_without_cells_has_a_page(line, tmp_path):
+    line.canal("export", "2", "-o", str(tmp_path / "bare.zip"))
+    other = other_project(line, tmp_path / "other")
+    other.canal("import", str(tmp_path / "bare.zip"))
+    page, document = write_pages(other.project(), tmp_path / "report")
+    assert document["version"]["imported"]
+    assert (document["against"], document["training"]) == (None, None)
+    assert "imported" in page.read_text()
+    assert [row["version"] for row in document["lineage"]] == [1]
+
+
+def test_the_model_card_has_the_header_that_hubs_read_and_every_limit(project, tmp_path):
+    document, _ = review(project, sides(project))
+    document["sources"] = [
+        {"stage": "second", "source": "s", "licence": "CC0", "citation": "A [link](x) <b>"}
+    ]
+    text = write_card(document, tmp_path / "README.md").read_text()
+    _, header, body = text.split("---\n", 2)
+    found = YAML(typ="safe").load(header)
+    assert (found["library_name"], found["license"]) == ("canal-cells", "CC0")
+    assert found["canal"]["key"] == document["version"]["key"]
+    assert r"A \[link\](x) \<b\>" in body
+    for one in document["types"]:
+        limit = f"{one['cell_type']} of {one['stage']}:"
+        assert (limit in body) == (one["recall"] < 0.8)
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"
+
+
+def test_names_stay_names(project, tmp_path):
+    """Whatever a user called a type, a stage or a reason: it is text, in the page and in its charts."""
+    document, mapped = review(project, sides(project))
+    renamed = json.loads(json.dumps([document, mapped]).replace('"Mono"', json.dumps(HOSTILE)))
+    renamed[0]["decisions"]["served"] = [
+        {"entry": 1, "kind": "promote", "time": "2026-01-01T00:00", "who": HOSTILE, "why": HOSTILE}
+    ]
+    page = write_version_page(*renamed, tmp_path / "page.html")
+    text = page.read_text()
+    assert "<img src=x" not in text
+    assert text.count("<script") == text.count("</script>")
+    values = json.dumps(spec(text, "confusion"))
+    assert json.dumps(HOSTILE)[1:-1] in values
+
+
+def test_a_page_says_what_would_have_to_change(project, tmp_path):
+    document, mapped = review(project, sides(project))
+    words = {"rule": "accuracy", "value": "0.100", "bound": ">= 0.700", "note": "of 40 cells"}
+    failed: dict[str, Any] = {**words, "passed": False, "overridden": False}
+    document["rulings"] = [failed, {**failed, "rule": "audit", "passed": True}]
+    text = write_version_page(document, mapped, tmp_path / "page.html").read_text()
+    assert promotable(document) == "It may not be promoted: 1 of 2 rules of the policy hold, 1 fails."
+    assert "accuracy: 0.100, asked for &gt;= 0.700 (of 40 cells)" in text
