@@ -75,7 +75,8 @@ def dotplot(
         If obs lacks canal's columns or ``groupby``, which has no labels or over 200, or nothing is written.
     """
     target = _target(save, "dotplot")
-    found = Agreement.of(adata.obs, groupby, _columns(adata, key))
+    columns = _columns(adata, key)
+    found = Agreement.of(adata.obs, groupby, columns)
     n_rows, n_columns = found.shares.shape
     cell = 0.42 if max(n_rows, n_columns) <= 12 else 0.3 if max(n_rows, n_columns) <= 25 else 0.235
     names = [named(name) for name in found.own], [named(name) for name in found.types]
@@ -90,12 +91,11 @@ def dotplot(
     count_bars(figure.add_subplot(grid[0, 0], sharex=axis), found.counts.sum(axis=0), upwards=True)
     count_bars(figure.add_subplot(grid[1, 1], sharey=axis), found.counts.sum(axis=1), upwards=False)
     draw_legend(figure.add_subplot(grid[:, 2]), dots, cell, height + 0.6)
-    figure.suptitle(
-        found.title(int(width * 11)), x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK
-    )
+    left: dict[str, Any] = {"x": 0.01, "ha": "left"}
+    figure.suptitle(found.title(int(width * 11)), fontsize=10, fontweight="bold", color=INK, **left)
     if found.n_without:
         note = f"{found.n_without:,} cells without a label in {named(groupby)} are left out"
-        figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=MUTED)
+        figure.supxlabel(note, fontsize=8, color=MUTED, **left)
     return _finished(figure, target, show)
 
 
