@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +16,18 @@ from canal.annotation.columns import (
     under_key,
     with_limits,
 )
-from canal.annotation.options import FIRST_CELLS, Callbacks, OnCells, Options, in_tenths
+from canal.annotation.options import Callbacks, Options
 from canal.annotation.output import Output, check_target
 from canal.annotation.places import check_free_file
 from canal.annotation.query import Query, query_adata, query_file
-from canal.annotation.reading import Block, reading_for
+from canal.annotation.reading import in_parts, reading_for
 from canal.annotation.records import make_record
 from canal.annotation.resuming import Parts, parts_folder
 from canal.annotation.summary import Likeness, Summary, summarise
 from canal.core import __version__
 from canal.core.digests import canonical_json
 from canal.core.errors import DataError
+from canal.core.progress import OnCells, by_cells, doing
 from canal.io.formats import Fingerprint, open_cells
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def annotate_h5ad(
     output = _output(source, target, options, callbacks.notice).of_panel(annotator.genes)
     fingerprint, folder = Fingerprint.of(source), parts_folder(output.target)
     parts = Parts(folder, lambda: _job(annotator, fingerprint, options), options.resume, callbacks.notice)
-    on_cells = callbacks.on_cells or in_tenths(callbacks.notice)
+    on_cells = callbacks.on_cells or by_cells(callbacks.notice)
     with parts:
         with open_cells(source, annotator.genes) as file:
             if not output.is_table:
@@ -133,7 +133,7 @@ def label_h5ad(
     options = options or Options()
     with open_cells(source, annotator.genes) as file:
         query = query_file(file, options.layer, options.gene_column)
-        table, _ = _label(annotator, query, options, in_tenths(progress))
+        table, _ = _label(annotator, query, options, by_cells(progress))
         table.index = file.obs_names()
     return table
 
@@ -187,7 +187,7 @@ def _labelled(
     annotator: CellAnnotator, query: Query, clusters: np.ndarray | None, options: Options, progress: Progress
 ) -> pd.DataFrame:
     """Return the new columns, with the record in attrs; warnings of the summary are raised as such."""
-    table, summary = _label(annotator, query, options, in_tenths(progress))
+    table, summary = _label(annotator, query, options, by_cells(progress))
     table = under_key(add_vote(table, clusters, annotator, query, options, progress), options.key_added)
     for text in summary.warnings:
         warnings.warn(text, stacklevel=3)
@@ -206,8 +206,9 @@ def _label(
     done = 0 if parts is None else parts.done
     on_cells(done, query.n_cells)
     likeness = Likeness()
-    with computing(annotator, ComputeOptions(options.chunk_cells, options.device, options.dtype)):
-        for block in _soon(reading.blocks(options.chunk_cells, done)):
+    compute = ComputeOptions(options.chunk_cells, options.device, options.dtype)
+    with doing("labelling cells"), computing(annotator, compute):
+        for block in in_parts(reading.blocks(options.chunk_cells, done)):
             latent = None
             if options.latent:
                 answer, latent = restricted.predict_represented(block.expression)
@@ -225,18 +226,6 @@ def _label(
     table = join_blocks(frames, annotator.ontology)
     study = likeness.to_json(annotator.about())
     return table, summarise(annotator, table, reading, options, study)
-
-
-def _soon(blocks: Iterator[Block]) -> Iterator[Block]:
-    """Yield blocks, the first of them in two: a few cells, and the rest."""
-    for block in islice(blocks, 1):
-        if len(block.expression) <= FIRST_CELLS:
-            yield block
-            continue
-        for part in (slice(FIRST_CELLS), slice(FIRST_CELLS, None)):
-            start = block.start + (part.start or 0)
-            yield Block(start, block.expression[part], block.empty[part])
-    yield from blocks
 
 
 def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dict[str, Any]:

@@ -71,8 +71,13 @@ class Parts:
             shutil.rmtree(self._folder, ignore_errors=True)
             return
         self._save()
-        if self.done and not self._broken:
-            self._notice(f"interrupted: --resume continues after the first {self.done:,} cells")
+        if not self.done or self._broken:
+            return
+        rest = f"--resume continues after the first {self.done:,} cells"
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(rest)  # the command line says both in one line
+        else:
+            self._notice(f"interrupted: {rest}")
 
     def _worth_keeping(self, kind: type[BaseException]) -> bool:
         """Return whether to keep results after an error: after an interruption, or those of a long job."""

@@ -20,6 +20,7 @@ from canal.cli.parsing import AsJson, KeyFile, Root, note, open_project, show_re
 from canal.core.errors import CanalError, tell
 from canal.core.files import system_refusal
 from canal.core.packages import DISTRIBUTION, named_packages, other_canal
+from canal.core.progress import watch
 from canal.report.registry_tables import rebuilt_table, rebuilt_view
 from canal.report.terminal import lineage_report, version_panel, versions_table
 from canal.runtime.startup import INTERRUPTED, begin, exit_code, leave
@@ -47,6 +48,7 @@ command_line.add_typer(registry_app, name="registry")
 def main() -> NoReturn:
     """Run the command line; a `CanalError` becomes one message and exit code 1."""
     begin()
+    watch()
     code = 0
     if "_CANAL_COMPLETE" not in os.environ and (clash := other_canal()) is not None:
         tell(f"canal: {clash}")
@@ -62,8 +64,8 @@ def main() -> NoReturn:
             raise
         tell(f"canal: {message}")
         code = 1
-    except KeyboardInterrupt:
-        tell("canal: interrupted")
+    except KeyboardInterrupt as error:
+        tell("; ".join(["canal: interrupted", *getattr(error, "__notes__", ())]))
         code = INTERRUPTED
     except SystemExit as end:
         code = exit_code(end.code)
