@@ -78,9 +78,9 @@ def main() -> None:
 
 def commands(project: Project) -> Iterator[tuple[str, ...]]:
     """Yield the commands, those that only read first."""
-    stage, *_ = reversed(project.config.stages)
-    source = project.config.stages[stage].source
-    raw = str(project.layout.raw(source)) if hasattr(project.layout, "raw") else "query.h5ad"
+    stage, sources = project.config.last_stage, [one.source for one in project.config.stages.values()]
+    first, source = sources[0], sources[-1]
+    batch = str(project.prepared(next(iter(project.config.stages))).obs["batch"].iloc[0])
     yield ("versions",)
     yield ("show", "candidate")
     yield ("plan",)
@@ -96,21 +96,22 @@ def commands(project: Project) -> Iterator[tuple[str, ...]]:
     yield ("novel", "labelled.h5ad", "-o", "novel.csv")
     yield ("explain", "labelled.h5ad", "-o", "genes.csv", "--top", "5")
     yield ("markers", "candidate", "-o", "markers.csv")
-    yield ("validate", raw, "--stage", stage)
-    yield ("stage", "add", "more", "--file", raw, "--values", "counts", "--label", "cell_type")
-    yield ("stage", "map", raw, "--label", "cell_type", "-o", "sheet.csv")
+    yield ("validate", "query.h5ad", "--stage", stage)
+    yield ("stage", "add", "more", "--file", "query.h5ad", "--values", "counts", "--label", "cell_type")
+    yield ("stage", "map", "query.h5ad", "--label", "cell_type", "-o", "sheet.csv")
     yield ("report",)
-    yield ("audit",)
-    yield ("audit", "--full")
+    yield ("audit", "--all")
+    yield ("audit", "--all", "--recompute")
     yield ("export", "candidate", "-o", "bundle.zip")
     yield ("models", "add", "./bundle.zip", "--name", "kept")
     yield ("models", "show", "kept")
     yield ("share", "candidate", "-o", "shared.canal")
     yield ("serve", "candidate", "--port", "5017")
     yield ("promote", "candidate", *BY, "--override", "*")
-    yield ("unlearn", source, *BY, "--dry-run")
-    yield ("unlearn", source, *BY)
-    yield ("erase", source, *BY, "--dry-run")
+    part = (first, "--batch", batch, *BY)
+    yield ("unlearn", *part, "--dry-run")
+    yield ("unlearn", *part)
+    yield ("erase", *part, "--dry-run")
     yield ("registry", "rebuild", *BY)
 
 
@@ -125,7 +126,9 @@ def write_cells(project: Project, n: int, path: Path) -> None:
 
 
 def measure(words: Sequence[str], folder: Path, show: bool) -> Measured:
-    """Run a command in a folder; a server is ended once it answers."""
+    """Run a command in a folder; a server is ended once it answers, and a registry is lost to be rebuilt."""
+    if words[:2] == ("registry", "rebuild"):
+        (folder / "mlflow.db").unlink(missing_ok=True)
     kept = {**os.environ, "CANAL_MODELS": str(folder / "shelf"), "COLUMNS": "110"}
     began = last = time.monotonic()
     silence, after, said = 0.0, "", "the start"

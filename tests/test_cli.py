@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from canal.cli import app
 from canal.core.errors import CanalError
+from tests.support.installed import messages
 
 COMMANDS = [
     ("versions",),
@@ -114,8 +115,9 @@ def test_outside_a_project_there_is_one_clear_message(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("canal: ")
-    assert "params.yaml not found" in done.stderr
+    (line,) = messages(done.stderr)
+    assert line.startswith("canal: ")
+    assert "params.yaml not found" in line
     assert "Traceback" not in done.stderr
 
 

@@ -190,9 +190,9 @@ def summary():
             "values_detected": True, "genes": {"found": 287, "panel": 300}, "warnings": []}  # fmt: skip
 
 
-def plan(fate="learn"):
-    stage = {"stage": STAGE, "fate": fate, "version": 3, "why": "its learning rate differs from version 2's",
-             "steps": [f"train@{STAGE}", "evaluate@x"] if fate == "learn" else []}  # fmt: skip
+def plan():
+    stage = {"stage": STAGE, "fate": "learn", "version": 3, "why": "its learning rate differs from 2's",
+             "steps": [f"train@{STAGE}", "evaluate@x"]}  # fmt: skip
     return {"stages": [stage], "steps": {}, "perhaps": []}
 
 
@@ -287,7 +287,6 @@ def test_texts_break_at_blanks_alone_and_keep_their_indentation():
         (models_table([]), "canal models add"),
         (novel_table(novel(n_novel=0, groups=[])), "canal annotate"),
         (plan_table({"stages": [], "steps": {}, "perhaps": []}), "canal stage add"),
-        (plan_table(plan("keep")), "nothing to do"),
         (forward_group(cells(versions=[])), "nothing is needed"),
         (impact_group(impact(versions=[])), "nothing is needed"),
         (map_table({"ambiguous": 0, "labels": []}), "--label"),

@@ -100,7 +100,8 @@ def annotate_h5ad(
             if callbacks.on_record is not None:
                 callbacks.on_record(record)
 
-        removed = output.write(table, canonical_json(_record(annotator, options, summary)), on_complete)
+        with doing(f"writing {output.target.name}"):
+            removed = output.write(table, canonical_json(_record(annotator, options, summary)), on_complete)
     if removed:
         callbacks.notice(stale_columns_message(removed))
     return summary
@@ -201,7 +202,8 @@ def _label(
     """Return the new columns of obs, and the summary."""
     if options.max_novelty is not None and not annotator.about().get("novelty"):
         raise DataError("--max-novelty: this version scores no novelty, so no cell is above: leave it out")
-    reading, restricted = reading_for(annotator, query, options)
+    with doing(f"reading {query.name}: its genes and the units of its values"):
+        reading, restricted = reading_for(annotator, query, options)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
     on_cells(done, query.n_cells)

@@ -17,7 +17,7 @@ from canal.annotation.query import IN_MEMORY
 from canal.annotation.reading import in_parts, reading_for
 from canal.core.errors import DataError
 from canal.core.packages import require
-from canal.core.progress import OnCells, by_cells
+from canal.core.progress import OnCells, by_cells, doing
 from canal.io.arrays import listed, strings
 from canal.io.formats import CellFile
 from canal.io.h5ad import H5adFile
@@ -259,6 +259,7 @@ _IMPROVES = 1e-5
 """Gain of modularity below which Louvain's passes end; the library's own 1e-3 ends them early."""
 
 
+@doing("grouping the cells")
 def find_groups(
     points: np.ndarray, resolution: float, seed: int, most: int = MOST_IN_GRAPH, method: str = LOUVAIN
 ) -> np.ndarray:

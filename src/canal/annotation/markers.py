@@ -15,6 +15,7 @@ from canal.annotation.labelled import Labelled
 from canal.annotation.naming import Naming
 from canal.core.errors import DataError
 from canal.core.files import new_file
+from canal.core.progress import doing
 from canal.data.expression import to_expression
 from canal.io.writer import as_text, writing
 from canal.memory import NETWORK, SUMS
@@ -367,6 +368,7 @@ class ExpressionSums:
         return result
 
 
+@doing("summing the expression of every gene")
 def sum_expression(reading: Reading, classes: np.ndarray, n_classes: int, chunk_cells: int) -> ExpressionSums:
     """Add up the expression of all genes of a query by class of cells, a block of cells at a time.
 

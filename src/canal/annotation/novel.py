@@ -15,7 +15,7 @@ from canal.annotation.labelled import Labelled
 from canal.annotation.markers import TopGene, sum_expression
 from canal.annotation.naming import Naming
 from canal.core.errors import DataError
-from canal.core.progress import by_cells
+from canal.core.progress import by_cells, doing
 from canal.io.arrays import listed
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ def group_novel(
     kept = np.flatnonzero(sizes >= min(options.min_cells, sizes.max()))
     notice(f"{len(cells.rows):,} novel cells in {len(kept)} groups; computing their marker genes")
     batches = None if column is None else labelled.file.obs_column(column).to_numpy(dtype=object)
-    genes = _top_genes(reading, labelled, cells.rows, groups, kept, options)
+    with doing("computing the marker genes of the groups"):
+        genes = _top_genes(reading, labelled, cells.rows, groups, kept, options)
     described = tuple(
         Group(
             number,

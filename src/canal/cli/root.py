@@ -48,10 +48,11 @@ command_line.add_typer(registry_app, name="registry")
 def main() -> NoReturn:
     """Run the command line; a `CanalError` becomes one message and exit code 1."""
     begin()
-    watch()
     code = 0
-    if "_CANAL_COMPLETE" not in os.environ and (clash := other_canal()) is not None:
-        tell(f"canal: {clash}")
+    if "_CANAL_COMPLETE" not in os.environ:  # a shell that completes words wants no lines beside them
+        watch()
+        if (clash := other_canal()) is not None:
+            tell(f"canal: {clash}")
     try:
         with named_packages(f"`{_command()}`"):
             command_line()

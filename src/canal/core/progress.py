@@ -24,9 +24,9 @@ OnCells = Callable[[int, int], None]
 # Numbers in one form.
 
 
-def percent(share: float | None, unit: str = " %") -> str:
-    """Return a share in percent, such as "97.7 %"; "-" where there is none."""
-    return "-" if share is None else f"{100 * share:.1f}{unit}"
+def percent(share: float | None, unit: str = " %", digits: int = 1) -> str:
+    """Return a share in percent, such as "97.7 %"; "-" where there is none. Estimates have no digits."""
+    return "-" if share is None else f"{100 * share:.{digits}f}{unit}"
 
 
 def points(change: float | None, unit: str = "") -> str:

@@ -94,10 +94,9 @@ def plan_table(planned: Mapping[str, Any]) -> Group:
     if perhaps := len(planned["perhaps"]):
         steps_more = count(perhaps, "more step")
         found.note = f"{steps_more} of DVC, only if one before them makes other bytes than last time"
-    idle = all(one["fate"] == "keep" for one in planned["stages"]) and not planned["steps"]
     if not planned["stages"]:
         return Group(text("params.yaml declares no stage yet: canal stage add NAME --file F declares one"))
-    return Group(found, *([text("nothing to do: every stage is learned and registered")] if idle else []))
+    return Group(found)
 
 
 def added_lines(before: str, after: str) -> str:
@@ -173,12 +172,13 @@ _REASONS = {
 def _study(study: Mapping[str, Any]) -> Iterator[str]:
     """Yield how similar a file is to the learned studies, and how many known cells may be Unassigned."""
     if study:
-        expected = study["known_unassigned"]
-        lowest, usual, highest = (percent(expected[name]) for name in ("lowest", "usual", "highest"))
+        expected, like = study["known_unassigned"], study["like_learned"]
+        names = ("lowest", "usual", "highest")
+        lowest, usual, highest = (percent(expected[name], digits=0) for name in names)
         span = "" if lowest == highest else f" ({lowest} to {highest})"
         yield (
-            f"{percent(study['like_learned'])} of the cells lie among those of the learned studies; of cells "
-            f"of known types some {usual} may be Unassigned{span}"
+            f"{percent(like, digits=0)} of the cells lie among those of the learned studies; of cells of "
+            f"known types some {usual} may be Unassigned{span}"
         )
 
 
@@ -267,7 +267,7 @@ def _sums(evaluation: Document) -> Any:
         "forgetting": percent(evaluation.get("forgetting"), " points"),
         "novel cells, H-score": percent(novelty.get("h_score")),
     }
-    line = Text("\n")
+    line = text("\n")
     for name, value in facts.items():
         line.append(f"{name} ", style="dim").append(value, style="bold").append("   ")
     line.rstrip()
