@@ -2,19 +2,16 @@
 
 import time
 
-import numpy as np
 import pytest
 
-from canal.annotation.reading import Block, in_parts
 from canal.core import errors, progress
-from canal.core.progress import by_cells, count, doing, each, p_value, percent, points, size, span
+from canal.core.progress import advance, by_cells, count, doing, each, p_value, percent, points, size, span
 
 
 def test_cells_are_told_with_rate_and_time_left_and_the_last_ones_too():
-    clock = iter([0.0, 10.0, 10.5, 20.0, 30.0])
-    said = []
-    tell = by_cells(said.append, lambda: next(clock))
-    for done in (0, 100, 101, 500, 1000):
+    said, now = [], [0.0]
+    tell = by_cells(said.append, lambda: now[0])
+    for now[0], done in ((0, 0), (10, 100), (10.5, 101), (20, 500), (30, 1000)):
         tell(done, 1000)
     assert said == [
         "labelled 100 of 1,000 cells (10 cells/s, 90 s left)",
@@ -24,42 +21,38 @@ def test_cells_are_told_with_rate_and_time_left_and_the_last_ones_too():
 
 
 def test_the_first_cells_are_told_soon_and_a_long_job_tells_ever_less_often():
-    clock = iter([0.0, 0.5, 1.6, 2.0, 100.0, 109.0, 112.0])
+    now = [0.0]
     said = []
-    tell = by_cells(said.append, lambda: next(clock))
-    for done in (0, 100, 320, 400, 20_000, 21_800, 22_400):
+    tell = by_cells(said.append, lambda: now[0])
+    for now[0], done in (
+        (0, 0),
+        (0.5, 100),
+        (1.6, 320),
+        (2, 400),
+        (600, 12_000),
+        (605, 12_100),
+        (612, 12_240),
+    ):
         tell(done, 100_000)
     assert said == [
         "labelled 320 of 100,000 cells (200 cells/s, 8 min left)",
-        "labelled 20,000 of 100,000 cells (200 cells/s, 7 min left)",
-        "labelled 22,400 of 100,000 cells (200 cells/s, 6 min left)",
+        "labelled 12,000 of 100,000 cells (20 cells/s, 73 min left)",
+        "labelled 12,240 of 100,000 cells (20 cells/s, 73 min left)",
     ]
 
 
 def test_a_short_job_tells_nothing_and_a_resumed_one_leaves_out_what_was_done():
     said = []
-    clock = iter([0.0, 0.2, 0.4])
-    tell = by_cells(said.append, lambda: next(clock))
-    for done in (0, 100, 200):
+    now = [0.0]
+    tell = by_cells(said.append, lambda: now[0])
+    for now[0], done in ((0, 0), (0.2, 100), (0.4, 200)):
         tell(done, 200)
     assert said == []
-    clock = iter([0.0, 10.0])
-    tell = by_cells(said.append, lambda: next(clock))
-    for done in (900, 950):
+    now = [0.0]
+    tell = by_cells(said.append, lambda: now[0])
+    for now[0], done in ((0, 900), (10, 950)):
         tell(done, 1000)
     assert said == ["labelled 950 of 1,000 cells (5 cells/s, 10 s left)"]
-
-
-def test_parts_of_a_block_take_about_a_second_and_hold_every_cell_once():
-    now = [0.0]
-    expression = np.arange(4000, dtype=np.float32).reshape(2000, 2)
-    blocks = iter([Block(start, expression[:1000] + start, np.zeros(1000, bool)) for start in (0, 1000)])
-    parts = []
-    for part in in_parts(blocks, lambda: now[0]):
-        parts.append(part)
-        now[0] += len(part.expression) / 400  # 400 cells a second
-    assert [len(part.expression) for part in parts] == [100, 400, 400, 100, 400, 400, 200]
-    assert np.array_equal([part.start for part in parts], np.cumsum([0, 100, 400, 400, 100, 400, 400]))
 
 
 @pytest.fixture
@@ -103,6 +96,21 @@ def test_what_is_short_or_shows_its_own_progress_is_not_told(watched):
     with doing("labelling"), doing(""):
         time.sleep(0.2)
     assert watched.readouterr().err == ""
+
+
+def test_cells_within_a_block_are_told_before_it_is_done(watched):
+    said = []
+    tell = by_cells(said.append)
+    with doing("labelling cells"):
+        tell(0, 4000)
+        advance(1234)
+        lines = wait_for(watched, "labelled")
+        tell(2000, 4000)
+        tell(4000, 4000)
+    assert lines[0].startswith("labelled 1,234 of 4,000 cells (")
+    assert said[-1] == "labelled 4,000 of 4,000 cells"
+    with doing("writing the file"):
+        assert wait_for(watched, "writing")[0] == "writing the file ..."
 
 
 def test_a_library_tells_nothing(watched):

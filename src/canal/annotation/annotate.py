@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from canal.annotation.options import Callbacks, Options
 from canal.annotation.output import Output, check_target
 from canal.annotation.places import check_free_file
 from canal.annotation.query import Query, query_adata, query_file
-from canal.annotation.reading import in_parts, reading_for
+from canal.annotation.reading import Block, reading_for
 from canal.annotation.records import make_record
 from canal.annotation.resuming import Parts, parts_folder
 from canal.annotation.summary import Likeness, Summary, summarise
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from canal.model.load import CellAnnotator
+
+FIRST_CELLS = 100
+"""Cells that are labelled before all others, so that it is soon told how long the rest takes."""
 
 Progress = Callable[[str], None]
 
@@ -206,11 +210,11 @@ def _label(
         reading, restricted = reading_for(annotator, query, options)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
-    on_cells(done, query.n_cells)
     likeness = Likeness()
     compute = ComputeOptions(options.chunk_cells, options.device, options.dtype)
     with doing("labelling cells"), computing(annotator, compute):
-        for block in in_parts(reading.blocks(options.chunk_cells, done)):
+        on_cells(done, query.n_cells)
+        for block in _soon(reading.blocks(options.chunk_cells, done)):
             latent = None
             if options.latent:
                 answer, latent = restricted.predict_represented(block.expression)
@@ -228,6 +232,18 @@ def _label(
     table = join_blocks(frames, annotator.ontology)
     study = likeness.to_json(annotator.about())
     return table, summarise(annotator, table, reading, options, study)
+
+
+def _soon(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Yield blocks, the first of them in two: a few cells, and the rest."""
+    for block in islice(blocks, 1):
+        if len(block.expression) <= FIRST_CELLS:
+            yield block
+            continue
+        for part in (slice(FIRST_CELLS), slice(FIRST_CELLS, None)):
+            start = block.start + (part.start or 0)
+            yield Block(start, block.expression[part], block.empty[part])
+    yield from blocks
 
 
 def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix, identity, triu
 
 from canal.annotation.columns import CELL_TYPE, MIXED, SHARE, VOTE
 from canal.annotation.query import IN_MEMORY
-from canal.annotation.reading import in_parts, reading_for
+from canal.annotation.reading import reading_for
 from canal.core.errors import DataError
 from canal.core.packages import require
 from canal.core.progress import OnCells, by_cells, doing
@@ -236,8 +236,9 @@ def represent(
     manifolds, logits = (
         [part] for part in annotator.represented(np.zeros((0, len(annotator.genes)), np.float32))
     )
-    with computing(annotator, compute):
-        for block in in_parts(reading.blocks(compute.chunk_cells)):
+    with doing("representing the cells"), computing(annotator, compute):
+        on_cells(0, total)
+        for block in reading.blocks(compute.chunk_cells):
             chosen = wanted[block.start : block.start + len(block.expression)]
             if not chosen.any():
                 continue

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -38,26 +37,6 @@ class Block:
     start: int
     expression: np.ndarray
     empty: np.ndarray
-
-
-FIRST_CELLS = 100
-"""Cells of the first part of the first block, so that it is soon told how long the rest takes."""
-
-
-def in_parts(blocks: Iterator[Block], clock: Callable[[], float] = time.monotonic) -> Iterator[Block]:
-    """Yield blocks in parts that take about a second each to work on, so that progress is told in cells.
-
-    A cell's answer does not depend on the cells beside it.
-    """
-    n = FIRST_CELLS
-    for block in blocks:
-        start, length = 0, len(block.expression)
-        while start < length:
-            part = slice(start, min(start + n, length))
-            began = clock()
-            yield Block(block.start + start, block.expression[part], block.empty[part])
-            n = max(FIRST_CELLS, int((part.stop - start) / max(clock() - began, 1e-3)))
-            start = part.stop
 
 
 @dataclass(frozen=True, eq=False)

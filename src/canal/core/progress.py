@@ -16,6 +16,8 @@ from canal.core.errors import seconds_since_line, tell
 QUIET = 1.5
 """Seconds without a line after which a command says what it does."""
 
+_LINES = 60
+
 Item = TypeVar("Item")
 OnCells = Callable[[int, int], None]
 """Called with (cells done, cells in all)."""
@@ -69,10 +71,33 @@ def size(n_bytes: int) -> str:
 
 
 @dataclass
+class _Cells:
+    """The cells of an activity: ``done`` in whole blocks, and ``within`` the block that is at work."""
+
+    what: str
+    clock: Callable[[], float]
+    began: float
+    began_at: int = -1
+    done: int = 0
+    total: int = 0
+    within: int = 0
+    told: float = 0.0
+
+    def line(self) -> str:
+        """Return how many cells are done, cells a second and the time left."""
+        self.told = self.clock() - self.began
+        done = min(self.done + self.within, self.total)
+        rate = max(done - self.began_at, 1) / max(self.told, 1e-9)
+        left = f" ({rate:,.0f} cells/s, {span((self.total - done) / rate)} left)" if done < self.total else ""
+        return f"{self.what} {done:,} of {self.total:,} cells{left}"
+
+
+@dataclass
 class _Activity:
     what: str
     began: float = field(default_factory=time.monotonic)
     told: bool = False
+    cells: _Cells | None = None
 
 
 class _Watch:
@@ -102,16 +127,24 @@ class _Watch:
             time.sleep(QUIET / 10)
 
     def look(self) -> None:
-        """Tell what is being done if nothing was told for a while, or for a tenth of the time it lasts."""
+        """Tell what is being done if nothing was told for a while, the longer it lasts the longer."""
         current = self.activities[-1] if self.activities else None
         if current is None or not current.what:
             return
         lasted = time.monotonic() - current.began
-        if seconds_since_line() < (max(QUIET, lasted / 10) if current.told else QUIET):
+        if seconds_since_line() < _patience(lasted):
+            return
+        if current.cells is not None and current.cells.done < current.cells.total:
+            tell(current.cells.line())
             return
         so_far = f" ({span(lasted)} so far)" if current.told else ""
         current.told = True
         tell(f"{current.what} ...{so_far}")
+
+
+def _patience(lasted: float) -> float:
+    """Return the seconds between two lines of a job: more only after minutes, for the sake of its log."""
+    return max(QUIET, lasted / _LINES)
 
 
 _WATCH = _Watch()
@@ -148,23 +181,28 @@ def by_cells(
 ) -> OnCells:
     """Return a callback that sends ``notice`` the cells done, cells a second and the time left.
 
-    The first message comes after `QUIET` seconds, later ones after as long or a tenth of the time that the
-    job lasts; the last cells are told if any were. ``what`` is the participle in the message. The rate leaves
-    out cells of an earlier, interrupted run.
+    The first message comes after `QUIET` seconds; the last cells are told if any were. ``what`` is the
+    participle in the message. The rate leaves out cells of an earlier, interrupted run. Called within
+    `doing`, it has the cells told that `advance` counts, too.
     """
-    began_at, began, told = -1, clock(), 0.0
+    cells = _Cells(what, clock, clock())
 
     def on_cells(done: int, total: int) -> None:
-        nonlocal began_at, told
-        if began_at < 0:
-            began_at = done
+        first, cells.done, cells.total, cells.within = cells.began_at < 0, done, total, 0
+        if _WATCH.activities:
+            _WATCH.activities[-1].cells = cells
+        if first:
+            cells.began_at = done
             return
-        lasted = clock() - began
-        over = done >= total and told > 0
-        if over or (done < total and lasted - told >= max(QUIET, lasted / 10)):
-            told = lasted
-            rate = max(done - began_at, 1) / max(lasted, 1e-9)
-            left = f" ({rate:,.0f} cells/s, {span((total - done) / rate)} left)" if done < total else ""
-            notice(f"{what} {done:,} of {total:,} cells{left}")
+        lasted, told = clock() - cells.began, cells.told
+        if (done >= total and told > 0) or (done < total and lasted - told >= _patience(lasted)):
+            notice(cells.line())
 
     return on_cells
+
+
+def advance(n: int) -> None:
+    """Count cells within a block that is at work, so that they are told before it is done."""
+    for one in _WATCH.activities:
+        if one.cells is not None:
+            one.cells.within += n
