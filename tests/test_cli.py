@@ -121,6 +121,23 @@ def test_outside_a_project_there_is_one_clear_message(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_ctrl_c_is_one_line_that_says_how_to_go_on():
+    code = (
+        "import sys\n"
+        "from canal.cli import root\n"
+        "def stop(_):\n"
+        "    error = KeyboardInterrupt()\n"
+        "    error.add_note('--resume continues after the first 20 cells')\n"
+        "    raise error\n"
+        "root.open_project = stop\n"
+        "sys.argv = ['canal', 'registry', 'sync']\n"
+        "root.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert messages(done.stderr) == ["canal: interrupted; --resume continues after the first 20 cells"]
+
+
 def test_what_cannot_be_written_for_want_of_room_is_one_clear_message():
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

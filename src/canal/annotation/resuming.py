@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ class Parts:
         self._last, self._broken = time.monotonic(), False
 
     def __enter__(self) -> Parts:
+        for name in ("pandas", "anndata.io"):  # half imported by Ctrl-C, they could not save what is done
+            import_module(name)
         if self._resume and self._folder.is_dir():
             self._load()
             self._notice(f"resuming after the first {self.done:,} cells")

@@ -66,11 +66,19 @@ def main() -> NoReturn:
         tell(f"canal: {message}")
         code = 1
     except KeyboardInterrupt as error:
-        tell("; ".join(["canal: interrupted", *getattr(error, "__notes__", ())]))
-        code = INTERRUPTED
-    except SystemExit as end:
-        code = exit_code(end.code)
+        code = _interrupted(error)
+    except SystemExit as end:  # typer turns Ctrl-C into an exit without a word
+        code = _interrupted(end) if end.code == INTERRUPTED else exit_code(end.code)
     leave(code)
+
+
+def _interrupted(error: BaseException | None) -> int:
+    """Tell in one line that Ctrl-C ended the command, and how to go on; `canal run` has told it itself."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    if error is not None:
+        tell("; ".join(["canal: interrupted", *getattr(error, "__notes__", ())]))
+    return INTERRUPTED
 
 
 def _command() -> str:
