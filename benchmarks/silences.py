@@ -78,9 +78,9 @@ def main() -> None:
 
 def commands(project: Project) -> Iterator[tuple[str, ...]]:
     """Yield the commands, those that only read first."""
-    stage, sources = project.config.last_stage, [one.source for one in project.config.stages.values()]
-    first, source = sources[0], sources[-1]
-    batch = str(project.prepared(next(iter(project.config.stages))).obs["batch"].iloc[0])
+    stage = project.config.last_stage
+    source = project.config.stages[stage].source
+    leaving = one_batch(project)
     yield ("versions",)
     yield ("show", "candidate")
     yield ("plan",)
@@ -108,11 +108,21 @@ def commands(project: Project) -> Iterator[tuple[str, ...]]:
     yield ("share", "candidate", "-o", "shared.canal")
     yield ("serve", "candidate", "--port", "5017")
     yield ("promote", "candidate", *BY, "--override", "*")
-    part = (first, "--batch", batch, *BY)
-    yield ("unlearn", *part, "--dry-run")
-    yield ("unlearn", *part)
-    yield ("erase", *part, "--dry-run")
+    if leaving:
+        yield ("unlearn", *leaving, *BY, "--dry-run")
+        yield ("unlearn", *leaving, *BY)
+        yield ("erase", *leaving, *BY, "--dry-run")
     yield ("registry", "rebuild", *BY)
+
+
+def one_batch(project: Project) -> tuple[str, ...]:
+    """Return a source of several batches and one of them, as `canal unlearn` takes them; empty if none is."""
+    for stage in reversed(project.config.stages):
+        if project.available(stage):
+            batches = project.prepared(stage).obs["batch"].astype(str).unique()
+            if len(batches) > 1:
+                return (project.config.stages[stage].source, "--batch", batches[0])
+    return ()
 
 
 def write_cells(project: Project, n: int, path: Path) -> None:

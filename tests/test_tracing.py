@@ -131,7 +131,7 @@ def test_diff_prints_what_changed(made, run):
     assert "--cells lists the cells of a file" in refused(made, "diff", "1", "2", "--cells", "x.csv")
 
 
-def test_versions_and_show_say_for_ever_what_was_overridden(tmp_path, monkeypatch):
+def test_versions_and_show_say_for_ever_what_was_overridden(tmp_path):
     made = two_stages(tmp_path / "project")
     version = made.project.store.version("1")
     ledger = Ledger(made.project.layout.ledger)
@@ -151,7 +151,6 @@ def test_versions_and_show_say_for_ever_what_was_overridden(tmp_path, monkeypatc
     shown = squeezed(run("show", "1").stdout)
     assert "A. Person: needed today (ledger entry 1); overridden: h_score" in shown
     assert "A. Person: donor withdrew (ledger entry 2)" in shown
-    monkeypatch.setenv("COLUMNS", "110")
     assert "promoted despite h_score" in squeezed(run("versions").stdout)
     path = made.project.layout.ledger
     path.write_text(path.read_text().replace("h_score", "ece____"))
