@@ -80,7 +80,7 @@ def commands(project: Project) -> Iterator[tuple[str, ...]]:
     """Yield the commands, those that only read first."""
     stage = project.config.last_stage
     source = project.config.stages[stage].source
-    leaving = one_batch(project)
+    part = (source, "--cells", str(leaving(project, stage)), *BY)
     yield ("versions",)
     yield ("show", "candidate")
     yield ("plan",)
@@ -108,21 +108,19 @@ def commands(project: Project) -> Iterator[tuple[str, ...]]:
     yield ("share", "candidate", "-o", "shared.canal")
     yield ("serve", "candidate", "--port", "5017")
     yield ("promote", "candidate", *BY, "--override", "*")
-    if leaving:
-        yield ("unlearn", *leaving, *BY, "--dry-run")
-        yield ("unlearn", *leaving, *BY)
-        yield ("erase", *leaving, *BY, "--dry-run")
+    yield ("unlearn", *part, "--dry-run")
+    yield ("unlearn", *part)
+    yield ("erase", *part, "--dry-run")
     yield ("registry", "rebuild", *BY)
 
 
-def one_batch(project: Project) -> tuple[str, ...]:
-    """Return a source of several batches and one of them, as `canal unlearn` takes them; empty if none is."""
-    for stage in reversed(project.config.stages):
-        if project.available(stage):
-            batches = project.prepared(stage).obs["batch"].astype(str).unique()
-            if len(batches) > 1:
-                return (project.config.stages[stage].source, "--batch", batches[0])
-    return ()
+def leaving(project: Project, stage: str) -> Path:
+    """Write a file with the names of 20 training cells of a stage, as `canal unlearn` takes them."""
+    lines = project.layout.split(stage).read_text(encoding="utf-8").splitlines()
+    names = [line.partition(",")[0].partition(":")[2] for line in lines if line.endswith(",train")]
+    path = project.layout.root / "leaving.txt"
+    path.write_text("".join(f"{name}\n" for name in names[:20]), encoding="utf-8")
+    return path
 
 
 def write_cells(project: Project, n: int, path: Path) -> None:

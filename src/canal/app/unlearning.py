@@ -264,6 +264,7 @@ def _write_split(work: _Work, own: Layout, stage: str, folder: Path) -> None:
     write_split(own.split(stage), stage, work.remainders[stage].split, config.split, earlier)
 
 
+@doing("solving the sums of the remaining cells, and measuring the version")
 def _write_stage(work: _Work, scratch: Project, stage: str) -> None:
     """Write model and metrics of a stage's new version into the scratch project."""
     config, folder = work.wanted.config, work.folders[stage]
