@@ -47,6 +47,7 @@ def pytest_configure(config):
         shared = ExitStack()
         shared.enter_context(serving())
         config.add_cleanup(shared.close)
+    os.environ.pop("COLUMNS", None)  # xdist's processes have 80; tests quote what a pipe gets
     fork_children()
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from canal.cli import app
 from canal.core.errors import CanalError
+from tests.support.installed import messages
 
 COMMANDS = [
     ("versions",),
@@ -114,9 +115,27 @@ def test_outside_a_project_there_is_one_clear_message(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("canal: ")
-    assert "params.yaml not found" in done.stderr
+    (line,) = messages(done.stderr)
+    assert line.startswith("canal: ")
+    assert "params.yaml not found" in line
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on():
+    code = (
+        "import sys\n"
+        "from canal.cli import root\n"
+        "def stop(_):\n"
+        "    error = KeyboardInterrupt()\n"
+        "    error.add_note('--resume continues after the first 20 cells')\n"
+        "    raise error\n"
+        "root.open_project = stop\n"
+        "sys.argv = ['canal', 'registry', 'sync']\n"
+        "root.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert messages(done.stderr) == ["canal: interrupted; --resume continues after the first 20 cells"]
 
 
 def test_what_cannot_be_written_for_want_of_room_is_one_clear_message():

@@ -167,7 +167,7 @@ def test_a_file_begins_the_lineage_with_what_its_cells_ask_for(tmp_path):
     root = tmp_path / "lineage"
     words = ("--values", "counts", "--batch", "batch")
     said = canal("init", root, "--first", path, *words, "--method", "combined")
-    assert "passed: 0 error(s)" in said
+    assert "passed: 0 errors" in said
     config = load_config(root / "params.yaml")
     assert (list(config.stages), config.root_stage) == (["blood-cells"], "blood-cells")
     assert config.stages["blood-cells"].parent == "backbone"

@@ -49,13 +49,13 @@ def test_each_trial_is_told_once_with_the_best_so_far_and_logged(tmp_path, capsy
         study.work(learner, watch_training)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 6
-    assert lines[0].startswith("second: trial 1 of 6, λ 0.1, L 40: accuracy ")
+    assert lines[0].startswith("second: trial 1 of at most 6, λ 0.1, L 40: accuracy ")
     assert all("; best 0." in line and "(λ " in line for line in lines)
     assert any("failed: the loss became nan" in line for line in lines)
     assert logged == [0, 1, 2, 3, 4, 5, 6, 6]
     with watch_trials(study) as watch_training:
         study.work(learner, watch_training)
-    assert "trial 6 of 6" in capsys.readouterr().err
+    assert "trial 6 of at most 6" in capsys.readouterr().err
 
 
 def test_a_stage_that_params_do_not_have_is_named_with_those_they_have(monkeypatch):

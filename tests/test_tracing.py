@@ -118,8 +118,9 @@ def test_diff_prints_what_changed(made, run):
     text = squeezed(run("diff", "1", "2"))
     for words in (
         "version 2 was learned on version 1",
-        "types added: Mono; removed: none",
-        "params: the same",
+        "1 type appears: Mono",
+        "1 type loses recall on test cells, 2 cells in all: T of first -50.0",
+        "parameters: the same",
         "bytes.source 111111111111 222222222222",
         "T 5 100.0 50.0 -50.0",
         "Mono 5 - 75.0 -",

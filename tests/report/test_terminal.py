@@ -20,7 +20,7 @@ def rendered(what, width=80, colour=False):
     stream = StringIO()
     Console(
         file=stream, width=width, force_terminal=colour, color_system="truecolor" if colour else None,
-    ).print(what)  # fmt: skip
+    ).print(what, crop=False)  # fmt: skip
     return stream.getvalue()
 
 

@@ -11,12 +11,12 @@ from tests.quality.test_verdict import a_verdict
 
 def shown(verdict, everything=False, **options):
     stream = io.StringIO()
-    Console(file=stream, width=160, **options).print(verdict_table(verdict, everything))
+    Console(file=stream, width=180, **options).print(verdict_table(verdict, everything))
     return stream.getvalue()
 
 
 FAILED = RuleResult(
-    "labels", "error", False, "known", "2 of 9 cells", ("[bold]odd[/] (2 cells)",), "map them"
+    "labels_in_map", "error", False, "known", "2 of 9 cells", ("[bold]odd[/] (2 cells)",), "map them"
 )
 WARNED = RuleResult("drift", "warning", False, "calm", "3 genes", ("CD3D (PSI 0.30)",), "look")
 
@@ -26,12 +26,12 @@ def test_a_table_says_what_was_found_and_what_to_do():
     for part in (
         "stage second",
         "known",
-        "2 of 9 cells: [bold]odd[/] (2 cells)",
+        "2 of 9 cells with a label that the map lacks (at most 0): [bold]odd[/] (2 cells)",
         "map them",
         "CD3D (PSI 0.30)",
     ):
         assert part in text
-    assert "refused: 1 error(s), 1 warning(s) in 3 rules; 9 cells of 1 type(s)" in text
+    assert "refused: 1 error, 1 warning in 3 rules; 9 cells of 1 type" in text
 
 
 def test_what_does_not_hold_comes_first_and_what_holds_is_one_line():
@@ -57,7 +57,7 @@ def test_errors_are_red_and_warnings_yellow():
 
 
 def test_passing_says_so():
-    assert "passed: 0 error(s)" in shown(a_verdict())
+    assert "passed: 0 errors, 0 warnings" in shown(a_verdict())
 
 
 def test_a_name_of_a_rule_and_few_examples_fit_a_narrow_terminal():

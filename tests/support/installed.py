@@ -120,3 +120,8 @@ def _link(of: Distribution, packages: Path, seen: set[str], extras: Collection[s
 def _wanted(requirement: Requirement, extras: Collection[str]) -> bool:
     marker = requirement.marker
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
+
+
+def messages(stderr: str) -> list[str]:
+    """Return what a command told, without the lines that a slow machine adds while it loads libraries."""
+    return [line for line in stderr.splitlines() if not line.endswith((" ...", " so far)"))]

@@ -17,7 +17,7 @@ from canal.annotation.columns import (
     under_key,
     with_limits,
 )
-from canal.annotation.options import FIRST_CELLS, Callbacks, OnCells, Options, in_tenths
+from canal.annotation.options import Callbacks, Options
 from canal.annotation.output import Output, check_target
 from canal.annotation.places import check_free_file
 from canal.annotation.query import Query, query_adata, query_file
@@ -28,6 +28,7 @@ from canal.annotation.summary import Likeness, Summary, summarise
 from canal.core import __version__
 from canal.core.digests import canonical_json
 from canal.core.errors import DataError
+from canal.core.progress import OnCells, by_cells, doing
 from canal.io.formats import Fingerprint, open_cells
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from canal.model.load import CellAnnotator
+
+FIRST_CELLS = 100
+"""Cells that are labelled before all others, so that it is soon told how long the rest takes."""
 
 Progress = Callable[[str], None]
 
@@ -78,7 +82,7 @@ def annotate_h5ad(
     output = _output(source, target, options, callbacks.notice).of_panel(annotator.genes)
     fingerprint, folder = Fingerprint.of(source), parts_folder(output.target)
     parts = Parts(folder, lambda: _job(annotator, fingerprint, options), options.resume, callbacks.notice)
-    on_cells = callbacks.on_cells or in_tenths(callbacks.notice)
+    on_cells = callbacks.on_cells or by_cells(callbacks.notice)
     with parts:
         with open_cells(source, annotator.genes) as file:
             if not output.is_table:
@@ -100,7 +104,8 @@ def annotate_h5ad(
             if callbacks.on_record is not None:
                 callbacks.on_record(record)
 
-        removed = output.write(table, canonical_json(_record(annotator, options, summary)), on_complete)
+        with doing(f"writing {output.target.name}"):
+            removed = output.write(table, canonical_json(_record(annotator, options, summary)), on_complete)
     if removed:
         callbacks.notice(stale_columns_message(removed))
     return summary
@@ -133,7 +138,7 @@ def label_h5ad(
     options = options or Options()
     with open_cells(source, annotator.genes) as file:
         query = query_file(file, options.layer, options.gene_column)
-        table, _ = _label(annotator, query, options, in_tenths(progress))
+        table, _ = _label(annotator, query, options, by_cells(progress))
         table.index = file.obs_names()
     return table
 
@@ -187,7 +192,7 @@ def _labelled(
     annotator: CellAnnotator, query: Query, clusters: np.ndarray | None, options: Options, progress: Progress
 ) -> pd.DataFrame:
     """Return the new columns, with the record in attrs; warnings of the summary are raised as such."""
-    table, summary = _label(annotator, query, options, in_tenths(progress))
+    table, summary = _label(annotator, query, options, by_cells(progress))
     table = under_key(add_vote(table, clusters, annotator, query, options, progress), options.key_added)
     for text in summary.warnings:
         warnings.warn(text, stacklevel=3)
@@ -201,12 +206,14 @@ def _label(
     """Return the new columns of obs, and the summary."""
     if options.max_novelty is not None and not annotator.about().get("novelty"):
         raise DataError("--max-novelty: this version scores no novelty, so no cell is above: leave it out")
-    reading, restricted = reading_for(annotator, query, options)
+    with doing(f"reading {query.name}: its genes and the units of its values"):
+        reading, restricted = reading_for(annotator, query, options)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
-    on_cells(done, query.n_cells)
     likeness = Likeness()
-    with computing(annotator, ComputeOptions(options.chunk_cells, options.device, options.dtype)):
+    compute = ComputeOptions(options.chunk_cells, options.device, options.dtype)
+    with doing("labelling cells"), computing(annotator, compute):
+        on_cells(done, query.n_cells)
         for block in _soon(reading.blocks(options.chunk_cells, done)):
             latent = None
             if options.latent:

@@ -13,11 +13,11 @@ import numpy as np
 from scipy.sparse import csr_matrix, identity, triu
 
 from canal.annotation.columns import CELL_TYPE, MIXED, SHARE, VOTE
-from canal.annotation.options import in_tenths
 from canal.annotation.query import IN_MEMORY
 from canal.annotation.reading import reading_for
 from canal.core.errors import DataError
 from canal.core.packages import require
+from canal.core.progress import OnCells, by_cells, doing
 from canal.io.arrays import listed, strings
 from canal.io.formats import CellFile
 from canal.io.h5ad import H5adFile
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from sklearn.neighbors import NearestNeighbors
 
-    from canal.annotation.options import OnCells, Options
+    from canal.annotation.options import Options
     from canal.annotation.query import Query
     from canal.annotation.reading import Reading
     from canal.io.formats import TabledFile
@@ -139,7 +139,7 @@ def _make_clusters(
     """
     reading, restricted = reading_for(annotator, query, options)
     compute = ComputeOptions(options.chunk_cells, options.device, options.dtype)
-    every, on_cells = np.ones(query.n_cells, dtype=bool), in_tenths(notice, what="clustering: looked at")
+    every, on_cells = np.ones(query.n_cells, dtype=bool), by_cells(notice, what="clustering: looked at")
     cells = represent(restricted, reading, every, compute, on_cells)
     resolution = next(value for most, value in _RESOLUTIONS if query.n_cells <= most)
     return find_groups(cells.manifold, resolution, seed=0, method=str(options.vote)).astype(str)
@@ -236,7 +236,8 @@ def represent(
     manifolds, logits = (
         [part] for part in annotator.represented(np.zeros((0, len(annotator.genes)), np.float32))
     )
-    with computing(annotator, compute):
+    with doing("representing the cells"), computing(annotator, compute):
+        on_cells(0, total)
         for block in reading.blocks(compute.chunk_cells):
             chosen = wanted[block.start : block.start + len(block.expression)]
             if not chosen.any():
@@ -259,6 +260,7 @@ _IMPROVES = 1e-5
 """Gain of modularity below which Louvain's passes end; the library's own 1e-3 ends them early."""
 
 
+@doing("grouping the cells")
 def find_groups(
     points: np.ndarray, resolution: float, seed: int, most: int = MOST_IN_GRAPH, method: str = LOUVAIN
 ) -> np.ndarray:

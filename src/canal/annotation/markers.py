@@ -15,6 +15,7 @@ from canal.annotation.labelled import Labelled
 from canal.annotation.naming import Naming
 from canal.core.errors import DataError
 from canal.core.files import new_file
+from canal.core.progress import doing, each
 from canal.data.expression import to_expression
 from canal.io.writer import as_text, writing
 from canal.memory import NETWORK, SUMS
@@ -108,8 +109,8 @@ def explain(
     labelled.check_types(wanted, annotator.predict(expression).labels)
     notice(f"explaining {len(sample)} cell types by {len(wanted):,} cells")
     return [
-        _explain_type(annotator, cell_type, expression[np.searchsorted(wanted, rows)], options.top)
-        for cell_type, rows in sample.items()
+        _explain_type(annotator, name, expression[np.searchsorted(wanted, sample[name])], options.top)
+        for name in each(list(sample), "explaining {}".format)
     ]
 
 
@@ -367,6 +368,7 @@ class ExpressionSums:
         return result
 
 
+@doing("summing the expression of every gene")
 def sum_expression(reading: Reading, classes: np.ndarray, n_classes: int, chunk_cells: int) -> ExpressionSums:
     """Add up the expression of all genes of a query by class of cells, a block of cells at a time.
 

@@ -14,8 +14,8 @@ from canal.annotation.columns import IS_NOVEL, named
 from canal.annotation.labelled import Labelled
 from canal.annotation.markers import TopGene, sum_expression
 from canal.annotation.naming import Naming
-from canal.annotation.options import in_tenths
 from canal.core.errors import DataError
+from canal.core.progress import by_cells, doing
 from canal.io.arrays import listed
 
 if TYPE_CHECKING:
@@ -171,14 +171,15 @@ def group_novel(
     column = column or next((name for name in BATCHES if name in columns), None)
     wanted, warnings = _wanted(labelled, options.seed)
     reading, annotator = labelled.reading(annotator, options.naming)
-    cells = represent(annotator, reading, wanted, options.compute, in_tenths(notice, what="represented"))
+    cells = represent(annotator, reading, wanted, options.compute, by_cells(notice, what="represented"))
     labelled.check_types(cells.rows, [annotator.labels[i] for i in cells.logits.argmax(axis=1)])
     groups, probabilities = _groups(cells, options), annotator.probabilities(cells.logits)
     sizes = np.bincount(groups)
     kept = np.flatnonzero(sizes >= min(options.min_cells, sizes.max()))
     notice(f"{len(cells.rows):,} novel cells in {len(kept)} groups; computing their marker genes")
     batches = None if column is None else labelled.file.obs_column(column).to_numpy(dtype=object)
-    genes = _top_genes(reading, labelled, cells.rows, groups, kept, options)
+    with doing("computing the marker genes of the groups"):
+        genes = _top_genes(reading, labelled, cells.rows, groups, kept, options)
     described = tuple(
         Group(
             number,

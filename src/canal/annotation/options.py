@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -12,6 +11,7 @@ from canal.annotation.columns import KEY, check_choice, check_key
 from canal.annotation.naming import Naming
 from canal.annotation.query_units import UNITS_OPTIONS
 from canal.core.errors import DataError
+from canal.core.progress import OnCells
 from canal.model import DEVICES, Precision
 from canal.model.load import Effort
 
@@ -142,10 +142,6 @@ class Options:
         return self.max_novelty is not None or self.min_confidence is not None
 
 
-OnCells = Callable[[int, int], None]
-"""Called with (cells done, cells in all)."""
-
-
 @dataclass(frozen=True)
 class Callbacks:
     """Functions that are called while a file is labelled.
@@ -153,7 +149,7 @@ class Callbacks:
     Attributes
     ----------
     notice : callable
-        Receives messages for the user; without ``on_cells`` also progress at every tenth of the cells.
+        Receives messages for the user; without ``on_cells`` also progress, in cells.
     on_cells : callable, optional
         Called with (cells done, cells in all) after every block.
     on_record : callable, optional
@@ -163,46 +159,3 @@ class Callbacks:
     notice: Callable[[str], None] = lambda message: None
     on_cells: OnCells | None = None
     on_record: Callable[[str], None] | None = None
-
-
-# Progress: a message at every tenth of the cells, with cells a second and the time left.
-
-_TENTHS = 10
-_FIRST = 1.0
-"""Seconds until the first message, at most, and as long as it takes to label `FIRST_CELLS`."""
-
-FIRST_CELLS = 100
-"""Cells that are labelled before all others, so that it is soon told how long the rest takes."""
-
-
-def in_tenths(
-    notice: Callable[[str], None], clock: Callable[[], float] = time.monotonic, what: str = "labelled"
-) -> OnCells:
-    """Return a progress callback that sends ``notice`` a message at every tenth of the cells.
-
-    The first message comes after a second, however few cells that are. ``what`` is the participle in the
-    message. The rate leaves out cells of an earlier, interrupted run.
-    """
-    before = began_at = -1
-    began, told = clock(), False
-
-    def on_cells(done: int, total: int) -> None:
-        nonlocal before, began_at, told
-        if before < 0:
-            before = began_at = done
-            return
-        passed, before = _TENTHS * done // total > _TENTHS * before // total, done
-        lasted = clock() - began
-        if passed or (lasted >= _FIRST and not told):
-            told = True
-            rate = (done - began_at) / max(lasted, 1e-9)
-            left = f" ({rate:,.0f} cells/s, {_span((total - done) / rate)} left)" if done < total else ""
-            notice(f"{what} {done:,} of {total:,} cells{left}")
-
-    return on_cells
-
-
-def _span(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ class Parts:
         self._last, self._broken = time.monotonic(), False
 
     def __enter__(self) -> Parts:
+        for name in ("pandas", "anndata.io"):  # half imported by Ctrl-C, they could not save what is done
+            import_module(name)
         if self._resume and self._folder.is_dir():
             self._load()
             self._notice(f"resuming after the first {self.done:,} cells")
@@ -71,8 +74,13 @@ class Parts:
             shutil.rmtree(self._folder, ignore_errors=True)
             return
         self._save()
-        if self.done and not self._broken:
-            self._notice(f"interrupted: --resume continues after the first {self.done:,} cells")
+        if not self.done or self._broken:
+            return
+        rest = f"--resume continues after the first {self.done:,} cells"
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(rest)  # the command line says both in one line
+        else:
+            self._notice(f"interrupted: {rest}")
 
     def _worth_keeping(self, kind: type[BaseException]) -> bool:
         """Return whether to keep results after an error: after an interruption, or those of a long job."""

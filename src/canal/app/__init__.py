@@ -6,6 +6,8 @@ A module is imported when it is first used as ``app.MODULE``: `canal --help` nee
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from canal.core.progress import doing
+
 if TYPE_CHECKING:
     from canal.app import annotating as annotating
     from canal.app import auditing as auditing
@@ -77,4 +79,5 @@ def __getattr__(name: str) -> Any:
     """Import a module of this room by its name."""
     if name not in __all__:
         raise AttributeError(f"module 'canal.app' has no attribute {name!r}")
-    return importlib.import_module(f"canal.app.{name}")
+    with doing("loading the libraries of this command"):
+        return importlib.import_module(f"canal.app.{name}")

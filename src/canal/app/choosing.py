@@ -19,6 +19,7 @@ from canal.app.project import Project
 from canal.app.tasks import stage_task, training_hooks
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import CanalError, tell
+from canal.core.progress import percent
 from canal.quality.verdict import require_passing
 from canal.registry.manifest.stage_request import request_digest
 from canal.registry.manifest.version_folder import read_key
@@ -197,7 +198,7 @@ def watch_trials(
         task = bar.add_task(f"{stage}: tuning", total=tuning.n_trials)
 
         def on_epoch(settings: Mapping[str, float], epoch: int) -> None:
-            line = f"{stage}: {_settings(settings)}, epoch {epoch} of {tuning.epochs}{_best(study)}"
+            line = f"{stage}: {_settings(settings)}, epoch {epoch} of at most {tuning.epochs}{_best(study)}"
             bar.update(task, description=line)
 
         def on_trial() -> None:
@@ -206,8 +207,9 @@ def watch_trials(
             bar.update(task, completed=len(trials), description=f"{stage}: tuning{_best(study)}")
             for number, trial in trials.items():
                 if number not in reported and not console.is_terminal:
-                    what = f"trial {trial['number'] + 1} of {tuning.n_trials}, {_settings(trial['settings'])}"
-                    tell(f"{stage}: {what}: {_outcome(trial)}{_best(study)}")
+                    what = f"trial {trial['number'] + 1} of at most {tuning.n_trials}"
+                    settings = _settings(trial["settings"])
+                    tell(f"{stage}: {what}, {settings}: {_outcome(trial)}{_best(study)}")
                 reported.add(number)
 
         on_trial()
@@ -222,7 +224,7 @@ def _settings(settings: Mapping[str, float]) -> str:
 def _outcome(trial: Document) -> str:
     if trial["state"] == "failed":
         return f"failed: {trial['reason']}"
-    scores = f"accuracy {trial['accuracy']:.3f}, retention {trial['retention']:.3f}"
+    scores = f"accuracy {percent(trial['accuracy'])}, retention {percent(trial['retention'])}"
     return f"{scores} after epoch {len(trial['curve'])}, pruned" if trial["state"] == "pruned" else scores
 
 

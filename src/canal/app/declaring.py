@@ -20,6 +20,7 @@ from canal.config.sections import BACKBONE, NAME_PATTERN, Continual
 from canal.config.yaml_file import parse, save, with_stage
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError, GateError, SourceError, TrainingError
+from canal.core.progress import doing
 from canal.data.prepare import PrepareSettings
 from canal.data.prepared import PreparedCells
 from canal.io.h5ad import open_h5ad
@@ -277,6 +278,7 @@ def ask_parent(project: Project, stage: str) -> ParentComparison | None:
     return ask
 
 
+@doing("asking the model about the cells")
 def answers_of(
     annotator: CellAnnotator, prepared: PreparedCells, cell_ids: Sequence[str]
 ) -> tuple[list[str], list[bool]]:

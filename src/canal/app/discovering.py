@@ -33,6 +33,7 @@ from canal.app.models import find_model, find_model_of, load_annotator, named_mo
 from canal.app.project import Project
 from canal.config.sections import check_name
 from canal.core.errors import ConfigError, DataError, RegistryError
+from canal.core.progress import doing
 from canal.data.prepare import is_no_type, spelling
 from canal.io.formats import Fingerprint
 from canal.model.load import CellAnnotator, Effort, network_installed
@@ -171,8 +172,10 @@ def _opened(file: LabelledFile, key: str | None, notice: Notice) -> Iterator[tup
     """
     with open_labelled(file.path, key) as labelled:
         effort = _effort_of(labelled.record)
-        found = find_model_of(labelled.record, file.model, file.root, effort, notice)
-        yield labelled, found.load()
+        with doing("loading the model that labelled the file"):
+            found = find_model_of(labelled.record, file.model, file.root, effort, notice)
+            model = found.load()
+        yield labelled, model
 
 
 def _effort_of(record: Record) -> Effort:

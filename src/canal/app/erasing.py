@@ -25,6 +25,7 @@ from canal.config.yaml_file import parse_yaml, save, with_rest
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, HistoryError, RegistryError
 from canal.core.files import new_file, scratch_folder
+from canal.core.progress import doing
 from canal.data.prepare import PrepareSettings, prepare, without_cells
 from canal.data.sources import CELLS, summarise
 from canal.registry.audit.workspace import LOCK
@@ -220,6 +221,7 @@ def _result(state: str, stones: Tombstones, missed: Iterable[str] = (), entry: i
     )
 
 
+@doing("writing what is left of the files that stay")
 def _staged(plan: Plan) -> Tombstones:
     """Write the files that replace others under their digest into a folder of their own, and name them.
 
@@ -269,6 +271,7 @@ def _rewritten(plan: Plan, name: str, folder: Path) -> dict[str, str]:
     return rests
 
 
+@doing("erasing the files")
 def _finish(project: Project, path: Path, stones: Tombstones) -> None:
     """Replace and remove what still lies there, then tell params.yaml and DVC; each step can be repeated."""
     layout = project.layout

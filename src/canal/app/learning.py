@@ -36,6 +36,7 @@ from canal.continual.stage import StageArtifacts, finish, finish_exact
 from canal.continual.trainer import learn_stage
 from canal.core.errors import CanalError, HistoryError, tell, visible
 from canal.core.files import read_json
+from canal.core.progress import doing, percent
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stage_sums import StageSums
 from canal.model.annotator import GENES, Annotator
@@ -97,13 +98,13 @@ def watch_training(project: Project, logged: StepRun, stage: str, max_epochs: in
     scratch = project.layout.training(f"{stage}-{request_digest(project.config, stage)[:16]}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with doing(""), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(stage, total=max_epochs)
 
         def show(epoch: dict[str, Any]) -> None:
             numbers = {name: value for name, value in epoch_numbers(epoch) if name != "epoch"}
             logged.metrics(numbers, int(epoch["epoch"]))
-            line = f"{stage}: epoch {epoch['epoch']}, " + ", ".join(
+            line = f"{stage}: epoch {epoch['epoch']} of at most {max_epochs}, " + ", ".join(
                 f"{name} {numbers[name]:.4g}" for name in _SHOWN if name in numbers
             )
             bar.update(task, completed=epoch["epoch"], description=line)
@@ -190,7 +191,7 @@ def measure_again(project: Project, version: Version) -> dict[str, Any] | None:
             f"and it cannot be measured again: {error}. Its measurement stays as it is"
         )
         return None
-    scores = ", ".join(f"{one['type']} {one['h_score']:.3f}" for one in novelty["holdouts"])
+    scores = ", ".join(f"{one['type']} {percent(one['h_score'])}" for one in novelty["holdouts"])
     what = f"version {version.number} measured again, nothing learned"
     tell(f"{stage}: {what}: H-score of {scores or 'no type'}")
     return novelty

@@ -15,6 +15,7 @@ from canal.config.layout import Layout
 from canal.core.errors import DataError, RegistryError
 from canal.core.files import scratch_folder
 from canal.core.packages import lazy_module
+from canal.core.progress import doing
 from canal.model.load import CellAnnotator, Effort, load_model, sums_alone
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.manifest.version_folder import KEY_FILE, check_files, key_digest, read_key
@@ -215,6 +216,7 @@ def serving_version(project: Project, model: str | None) -> Version:
     return (champions or ready)[-1]
 
 
+@doing("loading the version")
 def load_annotator(project: Project, version: Version, effort: Effort = "full") -> CellAnnotator:
     """Return a version's annotator, after checking its files against its key.
 
@@ -261,6 +263,7 @@ def _handed(manifest: Manifest, stage: str) -> Document:
     return provenance(replace(Version.unregistered(*named), stage=stage))
 
 
+@doing("loading the model")
 def _loaded(folder: Path, effort: Effort, notice: Notice) -> CellAnnotator:
     """Return the annotator of a version's folder."""
     if sums_alone(folder / "model", effort):

@@ -20,6 +20,7 @@ from canal.config.stage_sections import Source
 from canal.config.yaml_file import check_merged, parse_yaml
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, ConfigError, SourceError
+from canal.core.progress import doing
 from canal.registry.manifest.stage_request import uncommitted_files
 from canal.registry.store.database import Version
 from canal.registry.versions.history import require_available, require_corpora_available
@@ -175,6 +176,7 @@ def not_fetched(project: Project, stages: Sequence[StagePlan]) -> str:
     )
 
 
+@doing("comparing params.yaml with what is learned")
 def stage_fates(project: Project) -> list[StagePlan]:
     """Return what a run does with the backbone and each stage: keep, learn or refuse it, and why."""
     fates: dict[str, StagePlan] = {}
@@ -271,6 +273,7 @@ def run_lock(root: Path, patience_s: float) -> FileLock:
     return FileLock(path, timeout=patience_s)
 
 
+@doing("asking DVC which steps have changed")
 def dvc_steps(root: Path) -> tuple[dict[str, str], tuple[str, ...], int]:
     """Return the steps of DVC that run and why, those that perhaps do, and the number of all.
 

@@ -20,6 +20,7 @@ from canal.app.creating import complete_project, require_used
 from canal.app.planning import StagePlan, require_mergeable, run_lock, stage_fates, uncommitted
 from canal.app.project import Project, git
 from canal.core.errors import CanalError, HistoryError, tell
+from canal.core.progress import span
 from canal.runtime.startup import INTERRUPTED, begin
 
 _NEW = {
@@ -94,7 +95,7 @@ def happened(planned: Sequence[StagePlan], seconds: float) -> list[str]:
     """Return lines that say which stages a run has learned, with their versions, and which it has kept."""
     project = Project.open()
     found = {one.stage: project.learned(one.stage) for one in planned}
-    lines = ["", f"What happened, in {seconds:.0f} s:"]
+    lines = ["", f"What happened, in {span(seconds)}:"]
     for what, fate in (("learned", "learn"), ("kept", "keep")):
         names = [
             f"{one.stage} (version {version.number})"

@@ -25,6 +25,7 @@ from canal.app.auditing import audit_project
 from canal.app.models import serving_version
 from canal.app.project import Project
 from canal.core.errors import ConfigError, RegistryError, tell
+from canal.core.progress import doing
 
 _SETTINGS = "CANAL_SERVING"
 """Environment variable that passes the settings to workers."""
@@ -131,6 +132,7 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
     Supervisor(config, sockets=[socket]).run()
 
 
+@doing("auditing the version before it serves")
 def _require_clean_audit(project: Project, number: int) -> None:
     """Raise where an audit of the version has findings: only verified versions serve."""
     report = audit_project(project, str(number))

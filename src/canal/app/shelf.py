@@ -23,6 +23,7 @@ from platformdirs import user_data_path
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, DataError, RegistryError
 from canal.core.files import new_folder, read_json, scratch_folder, write_json
+from canal.core.progress import doing
 from canal.data.split import SUMMED
 from canal.model.load import network_installed as network_installed
 from canal.model.load import runs_network
@@ -203,6 +204,7 @@ def _require_free(place: Path) -> None:
         )
 
 
+@doing("putting the model on the shelf")
 def _keep(place: Path, folder: Path, manifest: Manifest, about: Document) -> None:
     """Copy a proven bundle to the shelf, whole or not at all; of two at once the second is refused."""
     try:
@@ -283,6 +285,7 @@ def show_model(wanted: str) -> Document:
         return {**named, **_content(folder, manifest), "holds": held_cells(chain)}
 
 
+@doing("reading the model")
 def describe(one: Shelved) -> Document:
     """Return what is known of a model on the shelf, as a JSON document.
 

@@ -41,6 +41,7 @@ from canal.continual.bank import PROBE, Probe
 from canal.continual.stage import ExactTask, finish_exact
 from canal.core.digests import json_digest
 from canal.core.errors import HistoryError
+from canal.core.progress import doing
 from canal.data.split import SUMMED, write_split
 from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
@@ -133,6 +134,7 @@ def unlearn(
     return made
 
 
+@doing("finding what remains without the cells")
 def _prepare(project: Project, before: str, withdrawal: Withdrawal) -> _Work:
     """Return the stages to make again, with what remains of the cells; nothing is written."""
     config, text = project.config, before
@@ -262,6 +264,7 @@ def _write_split(work: _Work, own: Layout, stage: str, folder: Path) -> None:
     write_split(own.split(stage), stage, work.remainders[stage].split, config.split, earlier)
 
 
+@doing("solving the sums of the remaining cells, and measuring the version")
 def _write_stage(work: _Work, scratch: Project, stage: str) -> None:
     """Write model and metrics of a stage's new version into the scratch project."""
     config, folder = work.wanted.config, work.folders[stage]

@@ -14,6 +14,7 @@ from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
 from canal.core.errors import CanalError, RegistryError
 from canal.core.files import new_folder, read_json
+from canal.core.progress import doing
 from canal.registry.ledger.joined import ledger_erased
 from canal.registry.ledger.ledger import Entry, Sign
 from canal.registry.ledger.mirror import user
@@ -45,6 +46,7 @@ from canal.report.page import write_report
 Document = dict[str, Any]
 
 
+@doing("reading the registered versions")
 def version_rows(project: Project) -> list[Document]:
     """Return a row for each ready version, oldest first: number, aliases, metrics, parent, key, decisions.
 
@@ -284,6 +286,7 @@ def _figures_for(project: Project) -> DrawFigures:
     return lambda layout, stage: _figures_folder(project, stage, layout)
 
 
+@doing("drawing the figures of the report and writing it")
 def write_page(project: Project, output: Path) -> Path:
     """Write the offline HTML report of the run into a folder; return its path.
 

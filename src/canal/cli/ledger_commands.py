@@ -8,6 +8,7 @@ import typer
 from canal import app
 from canal.cli.parsing import AsJson, KeyFile, Root, note, open_project, show_result, signer
 from canal.core.errors import SigningError
+from canal.core.progress import count, size
 from canal.report.registry_tables import audit_report, ledger_table, reproduction_report
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ def export_version(
     if as_json:
         show_result(made.to_json(), as_json)
         return
-    note(f"wrote {made.path}: {made.files} files, {made.size / 1e6:.1f} MB, sha256 {made.sha256}")
+    note(f"wrote {made.path}: {count(made.files, 'file')}, {size(made.size)}, sha256 {made.sha256}")
     bank, probe, named = (made.holds[name] for name in ("bank", "probe", "named"))
     if bank or probe or named:
         note(

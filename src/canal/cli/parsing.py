@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from canal import app
 from canal.core.errors import tell
+from canal.report.listing import show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,8 +69,7 @@ def show_result(what: "RenderableType | Any", as_json: bool) -> None:
         plain = not (sys.stdout.encoding or "").lower().startswith("utf")
         sys.stdout.write(json.dumps(what, indent=1, sort_keys=True, ensure_ascii=plain, default=str) + "\n")
         return
-
-    Console(width=None if sys.stdout.isatty() else 110).print(what)
+    show(what)
 
 
 def note(line: str) -> None:

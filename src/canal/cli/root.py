@@ -20,6 +20,7 @@ from canal.cli.parsing import AsJson, KeyFile, Root, note, open_project, show_re
 from canal.core.errors import CanalError, tell
 from canal.core.files import system_refusal
 from canal.core.packages import DISTRIBUTION, named_packages, other_canal
+from canal.core.progress import watch
 from canal.report.registry_tables import rebuilt_table, rebuilt_view
 from canal.report.terminal import lineage_report, version_panel, versions_table
 from canal.runtime.startup import INTERRUPTED, begin, exit_code, leave
@@ -48,8 +49,10 @@ def main() -> NoReturn:
     """Run the command line; a `CanalError` becomes one message and exit code 1."""
     begin()
     code = 0
-    if "_CANAL_COMPLETE" not in os.environ and (clash := other_canal()) is not None:
-        tell(f"canal: {clash}")
+    if "_CANAL_COMPLETE" not in os.environ:  # a shell that completes words wants no lines beside them
+        watch()
+        if (clash := other_canal()) is not None:
+            tell(f"canal: {clash}")
     try:
         with named_packages(f"`{_command()}`"):
             command_line()
@@ -62,12 +65,20 @@ def main() -> NoReturn:
             raise
         tell(f"canal: {message}")
         code = 1
-    except KeyboardInterrupt:
-        tell("canal: interrupted")
-        code = INTERRUPTED
-    except SystemExit as end:
-        code = exit_code(end.code)
+    except KeyboardInterrupt as error:
+        code = _interrupted(error)
+    except SystemExit as end:  # typer turns Ctrl-C into an exit without a word
+        code = _interrupted(end) if end.code == INTERRUPTED else exit_code(end.code)
     leave(code)
+
+
+def _interrupted(error: BaseException | None) -> int:
+    """Tell in one line that Ctrl-C ended the command, and how to go on; `canal run` has told it itself."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    if error is not None:
+        tell("; ".join(["canal: interrupted", *getattr(error, "__notes__", ())]))
+    return INTERRUPTED
 
 
 def _command() -> str:

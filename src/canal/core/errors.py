@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import time
 from urllib.parse import quote, quote_plus, unquote
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -108,8 +109,18 @@ def visible(text: object) -> str:
 
 def tell(text: object) -> None:
     """Write a line for a person to the error stream; all of canal's messages go through here."""
+    global _last_line
+    _last_line = time.monotonic()
     sys.stderr.write(f"{visible(text)}\n")
     sys.stderr.flush()
+
+
+_last_line = time.monotonic()
+
+
+def seconds_since_line() -> float:
+    """Return the seconds since `tell` wrote its last line, or since the process began."""
+    return time.monotonic() - _last_line
 
 
 def shown_address(address: str) -> str:

@@ -17,6 +17,7 @@ from canal.config.stage_sections import Source
 from canal.core.digests import canonical_json, file_digest, json_digest
 from canal.core.errors import DataError, SourceError
 from canal.core.files import new_folder, write_json
+from canal.core.progress import doing
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
 from canal.io.blocks import Matrix
 from canal.io.h5ad import H5adFile, open_h5ad
@@ -56,6 +57,7 @@ class Prepared:
     repairs: dict[str, Any]
 
 
+@doing("reading and preparing the cells")
 def prepare(raw: Path, name: str, source: Source, settings: PrepareSettings, into: Path) -> Prepared:
     """Write the canonical file of ``source`` and prepared.json into the folder ``into``, whole or not at all.
 

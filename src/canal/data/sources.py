@@ -20,6 +20,7 @@ from canal.config.stage_sections import Source, Wheel
 from canal.core.digests import file_digest
 from canal.core.errors import SourceError, shown_address, without_secrets
 from canal.core.files import new_file, new_folder, scratch_folder, write_json
+from canal.core.progress import size as in_units
 from canal.io.arrays import listed
 
 CELLS = "cells.h5ad"
@@ -59,9 +60,7 @@ def ingest(
                 kept = None if before is None else before / name / CELLS
                 shutil.copyfile(fetch(name, source, root, cache, progress, kept), place / CELLS)
             size = summarise(name, source, place)
-            progress(
-                f"{name}: {size / 1e6:.1f} MB" if source.available else f"{name}: not available, left out"
-            )
+            progress(f"{name}: {in_units(size)}" if source.available else f"{name}: not available, left out")
 
 
 def summarise(name: str, source: Source, place: Path) -> int:
@@ -226,7 +225,7 @@ def _transfer(session: requests.Session, url: str, part: Path, progress: Callabl
                 stream.write(block)
                 received += len(block)
                 if received - reported >= _REPORT:
-                    progress(f"{shown_address(url)}: {received / 1e6:.0f} MB")
+                    progress(f"{shown_address(url)}: {in_units(received)}")
                     reported = received
 
 

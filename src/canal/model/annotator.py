@@ -16,6 +16,7 @@ from torch import Tensor
 from canal.core.digests import json_digest
 from canal.core.errors import ModelError
 from canal.core.files import new_folder, write_json
+from canal.core.progress import advance
 from canal.data.expression import tokenize
 from canal.memory import NETWORK
 from canal.memory.prediction import Prediction
@@ -318,7 +319,9 @@ class Annotator:
         """Return gene scores of one piece, on the network's device."""
         network = self.network
         tokens = torch.from_numpy(tokenize(expression)).to(network.head.filter.weight.device)
-        return network.head.gene_scores(network.backbone(tokens))
+        scores = network.head.gene_scores(network.backbone(tokens))
+        advance(len(expression))
+        return scores
 
     @torch.inference_mode()
     def _outputs(self, expression: np.ndarray, measure: Measure) -> tuple[Tensor, ...]:

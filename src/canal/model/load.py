@@ -11,6 +11,7 @@ import numpy as np
 
 from canal.core.errors import ModelError
 from canal.core.files import read_json
+from canal.core.progress import doing
 from canal.memory.answer import ExactAnnotator
 from canal.memory.prediction import Prediction
 from canal.model import COMBINATION, EXACT
@@ -85,6 +86,7 @@ def method_of(folder: Path) -> Method:
     return "exact" if (folder / EXACT).is_dir() else "published"
 
 
+@doing("loading the model")
 def load_model(folder: Path, effort: Effort = "full") -> CellAnnotator:
     """Return the annotator of a model folder.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
+from canal.core.progress import doing
 from canal.data.prepare import describe_cells, is_no_type, spelling
 from canal.data.prepared import PreparedCells
 from canal.data.units import (
@@ -78,6 +79,7 @@ class Evidence:
         }
 
 
+@doing("measuring the cells for the gate")
 def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
     """Gather the evidence about a stage's source file and its prepared cells.
 

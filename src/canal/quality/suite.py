@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from canal.core.errors import GateError
 from canal.core.files import new_folder
+from canal.core.progress import doing
 from canal.quality.rule import Rule
 from canal.quality.verdict import RuleResult
 from canal.runtime.startup import quiet_libraries
@@ -26,6 +27,7 @@ _ACTION_S = 30
 _SEVERITY = {"error": "critical", "warning": "warning"}
 
 
+@doing("loading Great Expectations")
 def great_expectations() -> Any:
     """Return the library, told to be quiet; it takes a second to import."""
     quiet_libraries()
@@ -129,6 +131,7 @@ def run_suite(
         return check_rules(checking, rules, tables)
 
 
+@doing("checking the gate's rules")
 def check_rules(
     checking: Checking, rules: Sequence[Rule], tables: Mapping[str, pd.DataFrame]
 ) -> list[RuleResult]:

@@ -15,9 +15,9 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from canal.annotation.columns import UNASSIGNED
 from canal.annotation.places import OF_NO_TYPE, type_colours
 from canal.core.errors import DataError
+from canal.core.progress import count
 from canal.io.arrays import EXAMPLES, listed
 from canal.report.canvas import AMBER, BLUE, GRID, HEAT, INK, MUTED, ORANGE, SURFACE, heat_colours, named
-from canal.report.cell_tables import count
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,13 +1,13 @@
 """Terminal tables about cells: groups of novel cells, marker genes, provenance of labels, impact of data."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
-from canal.report.terminal import table, text
+from canal.core.progress import count, percent, size
+from canal.report.listing import Column, Listing, facts, figures, lines, named, text
 
 _GENES = 8
 _BATCHES = 2
@@ -17,108 +17,91 @@ Document = Mapping[str, Any]
 
 def novel_table(found: Mapping[str, Any]) -> Group:
     """Return the table of the groups of `canal.annotation.novel.Novel.to_json`, and warnings."""
-    rows = table(f"{found['n_novel']:,} novel cells in {len(found['groups'])} groups")
-    rows.add_column("group", justify="right", style="bold")
-    rows.add_column("cells", justify="right")
-    rows.add_column("top genes", overflow="fold")
-    rows.add_column("nearest types", overflow="fold")
-    rows.add_column("batches", overflow="fold")
-    for one in found["groups"]:
-        rows.add_row(
-            text(one["group"]),
-            f"{one['n_cells']:,}",
-            text(" ".join(gene["gene"] for gene in one["top_genes"][:_GENES]) or "-"),
-            text(", ".join(f"{name} {share:.0%}" for name, share in one["nearest_types"].items())),
-            text(_batches(one)),
-        )
-    left = f"{found['left_out']:,} cells are in groups too small to be shown" if found["left_out"] else ""
     warnings = [text(f"warning: {one}", "yellow") for one in found["warnings"]]
+    if not found["n_novel"]:
+        nothing = (
+            "no cell of this file is novel by the version's rule: nothing is left to group. `canal annotate "
+            "--max-novelty X` calls more cells Unassigned"
+        )
+        return Group(text(nothing), *warnings)
+    rows = Listing(
+        f"{count(found['n_novel'], 'novel cell')} in {count(len(found['groups']), 'group')}",
+        (
+            Column("group", "number", "bold"),
+            *figures("cells"),
+            Column("top genes", "prose"),
+            Column("nearest types", "names"),
+            Column("batches", "names"),
+        ),
+    )
+    for one in found["groups"]:
+        rows.add(
+            str(one["group"]),
+            f"{one['n_cells']:,}",
+            " ".join(gene["gene"] for gene in one["top_genes"][:_GENES]) or "-",
+            [f"{name} {percent(share)}" for name, share in one["nearest_types"].items()],
+            _batches(one),
+        )
+    left = f"{count(found['left_out'])} in groups too small to be shown" if found["left_out"] else ""
     return Group(rows, *([text(left, "dim")] if left else []), *warnings)
 
 
-def explanation_table(found: Sequence[Mapping[str, Any]]) -> Table:
+def explanation_table(found: Sequence[Mapping[str, Any]]) -> Any:
     """Return the table of marker genes by type, from `canal.annotation.markers.Explanation.to_json`."""
-    names = {one["cell_type"]: [gene["gene"] for gene in one["genes"]] for one in found}
-    rows = _type_table("Genes that carry a type, strongest first", names)
-    rows.add_column("cells", justify="right")
-    _add_names(rows, "genes", names.values())
+    if not found:
+        return text("no type of this file has cells to explain: `canal markers` needs none, only a version")
+    columns = (Column("cell type", style="bold"), *figures("cells"), Column("genes", "prose"))
+    rows = Listing("Genes that carry a type, strongest first", columns)
     for one in found:
-        genes = " ".join(names[one["cell_type"]])
-        rows.add_row(text(one["cell_type"]), f"{one['n_cells']:,}", text(genes or "-"))
+        genes = " ".join(gene["gene"] for gene in one["genes"])
+        rows.add(one["cell_type"], f"{one['n_cells']:,}", genes or "-")
     return rows
 
 
 _SIDES = {"both": "network, sums"}
 
 
-def marker_table(document: Document) -> Table:
+def marker_table(document: Document) -> Listing:
     """Return the table of what carries each type in a version; see `canal.app.discovering.markers`."""
     model, types = document["model"], document["cell_types"]
     version = f"{model['model']} version {model['version']} ({model['stage']})"
     title = f"What carries each type in {version if model['model'] else model['stage']}"
-    rows = _type_table(title, [one["cell_type"] for one in types])
-    rows.add_column("known to", overflow="fold")
     told = {
         heading: [[gene["gene"] for gene in one["genes"] if gene["direction"] == direction] for one in types]
         for heading, direction in (("higher in it", "higher"), ("lower in it", "lower"), ("genes", None))
     }
     told = {heading: names for heading, names in told.items() if any(names)}
-    for heading, names in told.items():
-        _add_names(rows, heading, names)
+    columns = (Column("cell type", style="bold"), Column("known to", "prose"))
+    rows = Listing(title, (*columns, *(Column(heading, "prose") for heading in told)))
     for number, one in enumerate(types):
-        genes = (text(" ".join(names[number]) or "-") for names in told.values())
-        rows.add_row(text(one["cell_type"]), _SIDES.get(one["side"], one["side"]), *genes)
-    rows.caption = (
+        genes = (" ".join(names[number]) or "-" for names in told.values())
+        rows.add(one["cell_type"], _SIDES.get(one["side"], one["side"]), *genes)
+    rows.note = (
         "strongest first, of all genes together; higher: a cell is likelier of the type the more it expresses"
         " of the gene. How much each weighs, and by which side: --json, or -o genes.csv"
     )
-    rows.caption_justify = "left"
     return rows
 
 
-def _type_table(title: str, types: Iterable[str]) -> Table:
-    """Return a table that begins with a column of cell types."""
-    rows = table(title)
-    rows.add_column("cell type", overflow="fold", style="bold", min_width=_longest([[*types]]))
-    return rows
-
-
-def _add_names(rows: Table, heading: str, names: Iterable[Sequence[str]]) -> None:
-    """Add a column of names parted by blanks, as wide as its longest one: none is broken over two lines."""
-    rows.add_column(heading, overflow="fold", min_width=_longest(names))
-
-
-_WIDEST = 24
-
-
-def _longest(names: Iterable[Sequence[str]]) -> int:
-    """Return the length of the longest word, of which a column may take at most so much."""
-    return min(max((len(word) for row in names for name in row for word in name.split()), default=1), _WIDEST)
-
-
-def _batches(group: Mapping[str, Any]) -> str:
+def _batches(group: Mapping[str, Any]) -> list[str]:
     if group["purity"] is None:
-        return "-"
-    shown = [f"{name} {n / group['n_cells']:.0%}" for name, n in list(group["batches"].items())[:_BATCHES]]
+        return ["-"]
+    batches = list(group["batches"].items())[:_BATCHES]
+    shown = [f"{name} {percent(n / group['n_cells'])}" for name, n in batches]
     more = len(group["batches"]) - len(shown)
-    return ", ".join(shown) + (f", {more} more" if more > 0 else "")
+    return [*shown, *([f"{more:,} more"] if more > 0 else [])]
 
 
 def who_group(document: Document) -> Group:
     """Return the provenance of a labelled file and its present status; see `canal.app.annotating.who`."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim")
-    grid.add_column(overflow="fold")
-    for name, value in _who(document):
-        grid.add_row(text(name), text(value))
     warnings = [text(f"warning: {one}", "yellow") for one in _warnings(document)]
-    return Group(text(document["file"], "bold"), grid, *warnings)
+    return Group(text(document["file"], "bold"), facts(_who(document)), *warnings)
 
 
 _METHODS = {"exact": "exact (sums alone)", "combined": "combined (network and sums)"}
 
 
-def _who(document: Document) -> Iterator[tuple[str, str]]:
+def _who(document: Document) -> Iterator[tuple[str, str | list[str]]]:
     record, registry = document["record"], document["registry"]
     model, given = record["model"], record.get("input") or {}
     yield "labelled by", f"{model.get('model', '?')} {model.get('version', '?')} ({model.get('stage', '?')})"
@@ -133,7 +116,7 @@ def _who(document: Document) -> Iterator[tuple[str, str]]:
         **{name: record[name] for name in ("vote", "min_share") if name in record},
     }
     yield "options", ", ".join(f"{name} {value}" for name, value in options.items())
-    yield "cells", ", ".join(f"{name} {n:,}" for name, n in record["cell_types"].items())
+    yield "cells", [f"{name} {n:,}" for name, n in record["cell_types"].items()]
     if document.get("others"):
         yield "other labels", f"under {', '.join(document['others'])} (--key-added)"
     if registry is None:
@@ -173,25 +156,17 @@ _GRADES = {"learned": "bold red", "steered": "yellow", "tested": "dim"}
 _MOST = 20
 
 
-def exposure_table(title: str, versions: Sequence[Document]) -> Table:
+def exposure_table(title: str, versions: Sequence[Document]) -> Listing:
     """Return the exposure of each version to some cells, a row a version (`provenance.exposure`)."""
-    found = table(title)
-    found.add_column("version", overflow="fold")
-    found.add_column("stage", overflow="fold")
-    found.add_column("aliases", overflow="fold", style="cyan")
-    found.add_column("", no_wrap=True)
-    found.add_column("how", overflow="fold")
+    columns = (Column("version"), Column("stage"), Column("aliases", "names", "cyan"), Column("exposure"))
+    found = Listing(title, (*columns, Column("how", "prose")))
     for one in versions:
         names = [*one["aliases"], *(["retired"] if one["retired"] else [])]
-        found.add_row(
-            text(_name(one)), text(one["stage"]), text(", ".join(names)),
-            text(one["grade"], _GRADES[one["grade"]]), text(how(one)),
-        )  # fmt: skip
-    found.caption = (
+        found.add(_name(one), one["stage"], names, text(one["grade"], _GRADES[one["grade"]]), how(one))
+    found.note = (
         "learned: the cells are in its weights or sums; steered: they judged it, or an ancestor, while it "
         "learned; tested: they only measured it"
     )
-    found.caption_justify = "left"
     return found
 
 
@@ -207,6 +182,8 @@ def _versions(title: str, document: Document) -> list[Any]:
                 f"or tested on {them}"
             )
         )
+    if not versions:
+        parts.append(text("no version is to be learned again without these cells: nothing is needed", "dim"))
     return parts
 
 
@@ -258,11 +235,6 @@ def _name(one: Document) -> str:
     return f"{one['model']} {one['version'] or 'elsewhere'}"
 
 
-def count(n: int) -> str:
-    """Return a number of cells in words."""
-    return f"{n:,} cell{'' if n == 1 else 's'}"
-
-
 def _alike(document: Document) -> list[Any]:
     same = document["same_content"]
     if not same:
@@ -286,16 +258,13 @@ def _records(document: Document) -> Iterator[Any]:
         )
 
 
-def _records_table(records: Sequence[Document]) -> Table:
-    found = table(f"Files that they labelled: {len(records):,}")
-    for name in ("when", "input", "cells", "version"):
-        found.add_column(name, overflow="fold")
+def _records_table(records: Sequence[Document]) -> Listing:
+    columns = (Column("when"), Column("input"), *figures("cells"), Column("version"))
+    found = Listing(f"Files that they labelled: {len(records):,}", columns)
     for one in records[:_MOST]:
         about = one["input"] or {"name": "-", "sha256": "-"}
-        found.add_row(
-            text(one["time"] or "-"), text(f"{about['name']} ({about['sha256'][:12]})"),
-            text(f"{one['n_cells']:,}"), text(one["model"].get("version", "-")),
-        )  # fmt: skip
+        named = f"{about['name']} ({about['sha256'][:12]})"
+        found.add(one["time"] or "-", named, f"{one['n_cells']:,}", str(one["model"].get("version", "-")))
     return found
 
 
@@ -315,23 +284,22 @@ def _steps(steps: Sequence[Document]) -> Iterator[Any]:
 
 def unlearned_group(document: Document, dry_run: bool) -> Group:
     """Return the result of `canal unlearn` (`canal.app.unlearning.Unlearned.to_json`)."""
-    rows = table("versions to be made" if dry_run else "versions without the cells")
-    for name in ("stage", "version", "new version"):
-        rows.add_column(name, overflow="fold")
+    columns = (Column("stage"), Column("version"), Column("new version"))
+    rows = Listing("versions to be made" if dry_run else "versions without the cells", columns)
     for stage, numbers in document["versions"].items():
-        rows.add_row(text(stage), text(numbers["before"]), text(numbers["after"] or "-"))
+        rows.add(stage, str(numbers["before"]), str(numbers["after"] or "-"))
     leave = "would leave" if dry_run else "have left"
-    cells = f"{document['n_cells']:,} cells of {document['source']} {leave}"
+    cells = f"{count(document['n_cells'])} of {document['source']} {leave}"
     summed = f"{document['n_summed']:,} of them are in the sums"
-    return Group(text(f"{cells}; {summed}"), rows, *map(text, _unlearned_lines(document, dry_run)))
+    return Group(text(f"{cells}; {summed}"), rows, *lines(_unlearned_lines(document, dry_run)))
 
 
-def _unlearned_lines(document: Document, dry_run: bool) -> Iterator[str]:
+def _unlearned_lines(document: Document, dry_run: bool) -> Iterator[str | Listing]:
     if document["lost_types"]:
-        yield f"types without cells now: {', '.join(document['lost_types'])}"
+        yield named("types without cells now:", document["lost_types"])
     if document["not_calibrated"]:
-        few = ", ".join(document["not_calibrated"])
-        yield f"not calibrated, since fewer than 20 probe cells are of the type: {few}"
+        few = "not calibrated, since fewer than 20 probe cells are of the type:"
+        yield named(few, document["not_calibrated"])
     if not document["basis"]:
         yield "no trace in the basis: its genes were chosen on other stages"
     for stage, check in document["basis"].items():
@@ -370,21 +338,22 @@ def erased_group(document: Document) -> Group:
     found: dict[str, list[str]] = {}
     for one in document["files"]:
         why = f"{one['why']}, rewritten without the cells" if one["rewritten"] else one["why"]
-        found.setdefault(why, []).append(f"{one['bytes']:>13,}  {one['path']}")
-    lines = [line for why, files in found.items() for line in (f"{why}:", *files)]
+        found.setdefault(why, []).append(f"{size(one['bytes']):>11}  {one['path']}")
+    told = [line for why, files in found.items() for line in (f"{why}:", *files)]
     did = "would be erased" if planned else "erased"
-    lines.append(
-        f"{document['n_cells']:,} cells in {len(document['files']):,} files ({document['bytes']:,} bytes) of "
-        f"{len(document['versions'])} versions ({', '.join(document['versions']) or 'none'}) {did}"
+    told.append(
+        f"{count(document['n_cells'])} in {count(len(document['files']), 'file')} "
+        f"({size(document['bytes'])}) of "
+        f"{count(len(document['versions']), 'version')} ({', '.join(document['versions']) or 'none'}) {did}"
     )
     if planned:
-        lines.append(f"to erase exactly this: the same command with --confirm {document['token']}")
+        told.append(f"to erase exactly this: the same command with --confirm {document['token']}")
     else:
-        lines.append(
+        told.append(
             f"entry {document['entry']} of ledger.jsonl says who and why; next: canal audit, then git add "
             "ledger.jsonl erased params.yaml dvc.lock data.dvc && git commit"
         )
-    return Group(*map(text, lines), *_unreached(document))
+    return Group(*map(text, told), *_unreached(document))
 
 
 def _unreached(document: Document) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
 from canal.core.files import new_folder, read_json, write_json
+from canal.core.progress import doing
 from canal.io.h5ad import open_h5ad
 from canal.quality.gate import read_labels
 from canal.registry.manifest.pages import measures
@@ -53,6 +54,7 @@ def backbone_history(layout: Layout) -> Document | None:
     return document
 
 
+@doing("drawing the figures of the stage")
 def draw_figures(layout: Layout, stage: str, into: Path) -> None:
     """Draw the figures of one stage, or of the backbone, as PNG files into a folder."""
     if stage == BACKBONE:

@@ -5,25 +5,24 @@ from typing import Any
 
 from rich.console import Group
 
-from canal.report.terminal import table, text
+from canal.core.progress import percent, size
+from canal.report.listing import Column, Listing, figures, lines, named, text
 
 Document = dict[str, Any]
 
 
 def merged_group(document: Document) -> Group:
     """Return the result of `canal merge` (`canal.app.joining_lineages.Joined.to_json`)."""
-    rows = table("sums of both")
-    rows.add_column("stage", overflow="fold")
-    rows.add_column("cells", justify="right")
+    rows = Listing("sums of both", (Column("stage"), *figures("cells")))
     for stage, cells in document["cells"].items():
-        rows.add_row(text(stage), text(f"{cells:,}"))
+        rows.add(stage, f"{cells:,}")
     new = document["version"]
     head = f"{document['own']} and {document['other']} on basis {document['basis'][:12]}"
     made = f"{head} are version {new}" if new else f"{head} would be merged"
-    return Group(text(made), rows, *map(text, _merged_lines(document)))
+    return Group(text(made), rows, *lines(_merged_lines(document)))
 
 
-def _merged_lines(document: Document) -> Iterator[str]:
+def _merged_lines(document: Document) -> Iterator[str | Listing]:
     yield f"digest of all sums {document['sums'][:12]}...: it equals {document['equals']}"
     overlap = document["overlap"]
     if overlap["checked"] == "not checked":
@@ -34,17 +33,17 @@ def _merged_lines(document: Document) -> Iterator[str]:
     if released := document["released"]:
         withheld = [f"{one} of {stage}" for stage, types in released["withheld"].items() for one in types]
         least = released["min_cells"]
-        yield f"left out by the site, under {least} cells: {', '.join(withheld) or 'nothing'}"
+        yield named(f"left out by the site, under {least} cells:", withheld or ["nothing"])
     if document["meanings"]:
         worst = max(document["meanings"].items(), key=lambda one: one[1]["ratio"])
-        apart = f"at most {worst[1]['ratio']:.2f} of the way to the nearest other type ({worst[0]})"
+        apart = f"at most {percent(worst[1]['ratio'])} of the way to the nearest other type ({worst[0]})"
         yield f"types of both: {len(document['meanings'])}, their centroids apart {apart}"
     if document["new_types"]:
-        yield f"new types: {', '.join(document['new_types'])}"
+        yield named("new types:", document["new_types"])
     if document["uncalibrated"]:
-        yield f"not calibrated, for no validation cell is here: {', '.join(document['uncalibrated'])}"
+        yield named("not calibrated, for no validation cell is here:", document["uncalibrated"])
     if document["lacking"]:
-        yield f"never answered, for only a network knew them: {', '.join(document['lacking'])}"
+        yield named("never answered, for only a network knew them:", document["lacking"])
     if not document["network"]:
         yield "it has no network: the next stage has no teacher, and learns by sums alone"
     elif document["new_types"]:
@@ -58,25 +57,21 @@ def _merged_lines(document: Document) -> Iterator[str]:
 
 def shared_group(document: Document) -> Group:
     """Return the result of `canal share` (`canal.app.sharing.Shared.to_json`)."""
-    rows = table("shared sums")
-    rows.add_column("stage", overflow="fold")
-    rows.add_column("type", overflow="fold")
-    rows.add_column("cells", justify="right")
-    rows.add_column("given away", justify="right")
+    rows = Listing("shared sums", (Column("stage"), Column("type"), *figures("cells", "given away")))
     for stage, types in document["stages"].items():
         for name, cells in types.items():
             given = document["given_away"][stage][name]
-            rows.add_row(text(stage), text(name), text(f"{cells:,}"), text(f"{given:,}"))
-    return Group(rows, *map(text, _shared_lines(document)))
+            rows.add(stage, name, f"{cells:,}", f"{given:,}")
+    return Group(rows, *lines(_shared_lines(document)))
 
 
-def _shared_lines(document: Document) -> Iterator[str]:
+def _shared_lines(document: Document) -> Iterator[str | Listing]:
     withheld = [
         f"{name} of {stage} ({cells})"
         for stage, types in document["withheld"].items()
         for name, cells in types.items()
     ]
-    yield f"left out, under {document['min_cells']} cells: {', '.join(withheld) or 'nothing'}"
+    yield named(f"left out, under {document['min_cells']} cells:", withheld or ["nothing"])
     if document["left_out"]:
         yield f"stages left out: {', '.join(document['left_out'])}"
     shared = sum(sum(types.values()) for types in document["stages"].values())
@@ -88,39 +83,31 @@ def _shared_lines(document: Document) -> Iterator[str]:
     keyed = "with digests of the cells under the sites' key" if document["keyed"] else "no overlap key"
     yield f"no cell, no name of a cell, no split, no probe, no sums by batch; {keyed}"
     yield f"basis {document['basis'][:12]}..., sha256 {document['sha256']}"
-    yield f"wrote {document['path']}: {document['size']:,} bytes"
+    yield f"wrote {document['path']}: {size(document['size'])}"
 
 
 def models_table(models: Sequence[Document]) -> Group:
     """Return the models on the shelf (`canal.app.shelf.list_models`)."""
     if not models:
         return Group(text("The shelf holds no model: canal models add FILE.zip puts one there."))
-    rows = table("models on the shelf")
-    rows.add_column("name", overflow="fold")
-    for name in ("types", "genes", "accuracy", "MB"):
-        rows.add_column(name, justify="right")
-    rows.add_column("version", overflow="fold")
-    rows.add_column("added")
+    named = (*figures("types", "genes", "accuracy", "size"), Column("version"), Column("added"))
+    rows = Listing("models on the shelf", (Column("name"), *named))
     for one in (one for one in models if "damaged" not in one):
-        figures = (f"{len(one['types'])}", f"{one['genes']:,}", _percent(one["average_accuracy"]))
-        named = f"{one['model']} {one['version']} ({one['stage']})"
-        size = f"{one['bytes'] / 1e6:.1f}"
-        rows.add_row(*map(text, (one["name"], *figures, size, named, one["added"][:10])))
+        numbers = (f"{len(one['types']):,}", f"{one['genes']:,}", percent(one["average_accuracy"]))
+        version = f"{one['model']} {one['version']} ({one['stage']})"
+        rows.add(one["name"], *numbers, size(one["bytes"]), version, one["added"][:10])
     damaged = [
         text(f"warning: {one['name']}: {one['damaged']}", "yellow") for one in models if "damaged" in one
     ]
-    return Group(rows, *damaged)
+    return Group(*([rows] if len(damaged) < len(models) else []), *damaged)
 
 
 def model_group(document: Document) -> Group:
     """Return one model (`canal.app.shelf.describe`): its types, where they come from, how it was made."""
-    rows = table(f"cell types of {document['name'] or document['source']}")
-    rows.add_column("type", overflow="fold")
-    for name in ("training cells", "test cells", "recognised"):
-        rows.add_column(name, justify="right")
+    columns = (Column("type"), *figures("training cells", "test cells", "recognised"))
+    rows = Listing(f"cell types of {document['name'] or document['source']}", columns)
     for one in document["types"]:
-        figures = (f"{one['cells']:,}", f"{one['tested']:,}", _percent(one["recall"]))
-        rows.add_row(*map(text, (one["type"], *figures)))
+        rows.add(one["type"], f"{one['cells']:,}", f"{one['tested']:,}", percent(one["recall"]))
     return Group(rows, *map(text, _model_lines(document)))
 
 
@@ -128,7 +115,7 @@ def _model_lines(document: Document) -> Iterator[str]:
     stages = ", ".join(document["stages"])
     yield f"{document['model']} {document['version']}, learned on {stages}: {document['genes']:,} genes"
     weight = document["network_weight"]
-    share = "" if weight is None else f" (weight of the network {weight:.2f})"
+    share = "" if weight is None else f" (weight of the network {percent(weight)})"
     yield f"method: {document['method']}{share}"
     if document["needs_torch"]:
         without = "; without it: --effort fast, by the sums alone" if document["fast_without_torch"] else ""
@@ -152,7 +139,3 @@ def _model_lines(document: Document) -> Iterator[str]:
     else:
         yield "it holds no cell and no cell id"
     yield f"from {document['source']}, sha256 {document['sha256']}"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"

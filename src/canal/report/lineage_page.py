@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.tree import Tree
 
 from canal.core.files import new_file
-from canal.report.terminal import text
+from canal.report.listing import Branch, text
 
 if TYPE_CHECKING:
     from canal.registry.provenance.lineage import Fact, Graph, Kind, Node
@@ -244,7 +243,7 @@ _PLAIN = "note"
 def lineage_tree(graph: Graph) -> Group:
     """Return the tree of a lineage; nodes that occur again are named, not expanded."""
     chain = graph.chain
-    tree = Tree(text(f"Lineage of {chain[0].label}", "bold"), guide_style="dim")
+    tree = Branch(text(f"Lineage of {chain[0].label}", "bold"))
     seen: set[str] = set()
     ids = {node.id for node in chain}
     labels = {node.id: node.label for node in chain}
@@ -268,7 +267,7 @@ def shown(value: Fact) -> str:
     return words[:_DIGEST_DIGITS] if len(words) in (32, 40, 64) and set(words) <= _HEX else words
 
 
-def _grow(branch: Tree, graph: Graph, node: Node, seen: set[str], versions: set[str]) -> None:
+def _grow(branch: Branch, graph: Graph, node: Node, seen: set[str], versions: set[str]) -> None:
     for origin in graph.origins(node.id):
         if origin.id in versions:
             continue

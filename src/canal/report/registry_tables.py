@@ -1,16 +1,14 @@
-"""Terminal tables about the registry: rulings, comparisons, ledger, audits, rebuilding, verdicts, labels."""
+"""Terminal tables about the registry: rulings, comparisons, ledger, audits, rebuilding, differences."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
+from canal.core.progress import count, p_value, percent, points, span
 from canal.registry.ledger.rulings import TOO_FEW
-from canal.report.cell_tables import count
-from canal.report.terminal import rules_fit, table, text
+from canal.report.listing import Column, Listing, figures, named, text
 
 if TYPE_CHECKING:
     from canal.registry.versions.rebuild import Rebuilt
@@ -18,24 +16,25 @@ if TYPE_CHECKING:
 Document = Mapping[str, Any]
 
 
-def rulings_table(judgement: Document) -> Table:
+def rulings_table(judgement: Document) -> Listing:
     """Return every rule with its value, bound and verdict; see `canal.app.promoting.Judgement`."""
     other = judgement["compared_with"]
     against = "no version serves yet, and its parent is none"
     if other is not None:
         what = "its parent, for none serves yet" if judgement["champion"] is None else "which serves"
         against = f"against version {other['version']} ({other['stage']}), {what}"
-    found = table(f"Version {judgement['version']} ({judgement['stage']}) and the policy: {against}")
-    found.add_column("rule", overflow="fold", no_wrap=rules_fit(one["rule"] for one in judgement["rulings"]))
-    found.add_column("found", overflow="fold")
-    found.add_column("asked for", overflow="fold")
-    found.add_column("", no_wrap=True)
-    found.add_column("", overflow="fold", style="dim")
-    for ruling in judgement["rulings"]:
-        found.add_row(
-            text(ruling["rule"]), text(ruling["value"]), text(ruling["bound"]), _verdict(ruling),
-            text(ruling["note"]),
-        )  # fmt: skip
+    found = Listing(
+        f"Version {judgement['version']} ({judgement['stage']}) and the policy: {against}",
+        (
+            Column("rule"),
+            Column("verdict"),
+            Column("found", "prose"),
+            Column("asked for", "prose"),
+            Column("note", "prose", "dim"),
+        ),
+    )
+    for one in judgement["rulings"]:
+        found.add(one["rule"], _verdict(one), str(one["value"]), str(one["bound"]), one["note"] or "")
     return found
 
 
@@ -44,16 +43,15 @@ def comparison_table(comparison: Document) -> Group:
     versions = [
         f"{comparison[one]} {comparison[f'{one}_stage']}".strip() for one in ("champion", "candidate")
     ]
-    found = table(f"Version {versions[1]} against version {versions[0]}, on the same cells")
-    found.add_column("test cells of", overflow="fold")
-    for name in ("n", *versions, "change", "interval", "lost", "gained", "p", "power"):
-        found.add_column(name, justify="right", no_wrap=True)
+    names = ("cells", *versions, "change", "interval", "lost", "gained", "p", "power")
+    title = f"Version {versions[1]} against version {versions[0]}, on the same cells, %"
+    found = Listing(title, (Column("test cells of"), *figures(*names)))
     for name, pair in _rows(comparison):
-        found.add_row(text(name), *_pair(pair))
+        found.add(name, *_pair(pair))
     notes = [f"{name}: not compared: {why}" for name, why in comparison["not_compared"].items()]
     for stage, one in comparison["stages"].items():
         if few := one["too_few_to_judge"]:
-            listed = ", ".join(f"{name} ({n})" for name, n in few.items())
+            listed = ", ".join(f"{name} ({n:,})" for name, n in few.items())
             notes.append(f"{stage}: too few cells to judge: {listed}")
     notes.append("interval: paired bootstrap of the change; p: McNemar's exact test of lost against gained")
     loss = f"{100 * comparison['loss_to_see']:g} points"
@@ -61,21 +59,26 @@ def comparison_table(comparison: Document) -> Group:
     return Group(found, *(text(note, "dim") for note in notes))
 
 
-def ledger_table(entries: Sequence[Document]) -> Table:
-    """Return the ledger, the oldest entry first."""
-    found = table("Ledger")
-    found.add_column("no.", justify="right", style="bold")
-    found.add_column("time", no_wrap=True)
-    found.add_column("what", overflow="fold")
-    found.add_column("who", overflow="fold")
-    found.add_column("why", overflow="fold")
+def ledger_table(entries: Sequence[Document]) -> Any:
+    """Return the ledger, the oldest entry first; a line that says what writes entries if there are none."""
+    if not entries:
+        return text(
+            "The ledger has no entry yet: canal promote, rollback, retire and erase write who decided, and "
+            'why. Next: canal promote candidate --by "YOU" --why "..."'
+        )
+    columns = (
+        *figures("no."),
+        Column("time"),
+        Column("what", "prose"),
+        Column("who"),
+        Column("why", "prose"),
+    )
+    found = Listing("Ledger", columns)
     for entry in entries:
         levels = entry["details"].get("merged") or [entry]
         signed = " (signed)" if "signature" in levels[0] else ""
-        found.add_row(
-            text(entry["seq"]), text(str(entry["time"]).replace("+00:00", "Z")), text(_what(entry)),
-            text(f"{entry['who']}{signed}"), text(entry["why"]),
-        )  # fmt: skip
+        when = str(entry["time"]).replace("+00:00", "Z")
+        found.add(str(entry["seq"]), when, _what(entry), f"{entry['who']}{signed}", str(entry["why"]))
     return found
 
 
@@ -97,17 +100,16 @@ def _rows(comparison: Document) -> Iterator[tuple[str, Document]]:
 
 def _pair(pair: Document) -> list[Any]:
     style = "red" if pair["high"] < 0 else "green" if pair["low"] > 0 else ""
-    interval = f"{pair['low']:+.3f} {pair['high']:+.3f}"
     return [
-        text(pair["n"]),
-        text(f"{pair['champion']:.3f}"),
-        text(f"{pair['candidate']:.3f}"),
-        text(f"{pair['difference']:+.3f}", style),
-        text(interval, style),
-        text(pair["lost"]),
-        text(pair["gained"]),
-        text(f"{pair['p']:.2g}"),
-        text(f"{pair['power']:.2f}"),
+        f"{pair['n']:,}",
+        percent(pair["champion"], ""),
+        percent(pair["candidate"], ""),
+        text(points(pair["difference"]), style),
+        text(f"{points(pair['low'])} {points(pair['high'])}", style),
+        f"{pair['lost']:,}",
+        f"{pair['gained']:,}",
+        p_value(pair["p"]),
+        percent(pair["power"], ""),
     ]
 
 
@@ -139,10 +141,11 @@ def audit_report(document: Document) -> Group:
     parts: list[Any] = [_table("Does not hold", findings)] if findings else []
     parts += [_table("To know", notes)] if notes else []
     looked = ", ".join(f"{name} {number:,}" for name, number in document["counts"].items() if number)
-    number = len(document["findings"])
-    message = "everything holds" if not number else f"findings: {number}"
-    message += f" ({looked or 'nothing is registered'}; {document['seconds']:.1f} s)"
-    return Group(*parts, Text(message, "bold" if number else ""))
+    message = f"{len(findings):,} of the checks above do not hold" if findings else "everything holds"
+    if not looked and not findings:
+        looked = "nothing is registered yet: `canal run` learns and registers"
+    message += f" ({looked}; {span(document['seconds'])})" if looked else f" ({span(document['seconds'])})"
+    return Group(*parts, text(message, "bold" if findings else ""))
 
 
 def reproduction_report(document: Document) -> Group:
@@ -153,21 +156,21 @@ def reproduction_report(document: Document) -> Group:
     else:
         number, tensors = len(document["differing"]), ", ".join(document["differing"][:5])
         what = f"{number} other tensors ({tensors}{', ...' if number > 5 else ''})"
-    lines = [Text(f"{name} learned again at commit {commit} in {document['seconds']:.0f} s: {what}", "bold")]
+    lines = [text(f"{name} learned again at commit {commit} in {span(document['seconds'])}: {what}", "bold")]
     for stage, (before, after) in document["accuracy"].items():
-        lines.append(Text(f"  accuracy on {stage}: registered {_share(before)}, now {_share(after)}"))
+        lines.append(text(f"  accuracy on {stage}: registered {_measured(before)}, now {_measured(after)}"))
     if document["differing"]:
         machine = (
             "this machine had to give the same bits"
             if document["same_machine"]
             else ("this machine is another one, which may round differently")
         )
-        lines.append(Text(f"{'reproduced' if document['reproduced'] else 'not reproduced'}: {machine}"))
+        lines.append(text(f"{'reproduced' if document['reproduced'] else 'not reproduced'}: {machine}"))
     return Group(*lines)
 
 
-def _share(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3f}"
+def _measured(value: float | None) -> str:
+    return "not measured" if value is None else percent(value)
 
 
 def rebuilt_view(rebuilt: "Rebuilt") -> dict[str, Any]:
@@ -192,59 +195,98 @@ def rebuilt_view(rebuilt: "Rebuilt") -> dict[str, Any]:
 
 def rebuilt_table(view: Document) -> Group:
     """Return `rebuilt_view` as tables: versions rebuilt, and versions lost."""
-    table = _plain("Registered again", ("model", "no.", "stage", "aliases", "key"))
+    columns = (Column("model"), Column("no."), Column("stage"), Column("aliases", "names"), Column("key"))
+    rows = Listing("Registered again", columns)
     for one in view["versions"]:
-        aliases = ", ".join([*one["aliases"], *(["retired"] if one["retired"] else [])])
-        cells = (one["model"], str(one["version"]), one["stage"], aliases, one["key"][:8])
-        table.add_row(*(Text(cell) for cell in cells))
-    parts: list[Any] = [table]
+        aliases = [*one["aliases"], *(["retired"] if one["retired"] else [])]
+        rows.add(one["model"], str(one["version"]), one["stage"], aliases, one["key"][:8])
+    parts: list[Any] = [rows] if view["versions"] else [text("No version was registered again.")]
     if view["gone"]:
-        gone = _plain("Gone: the number stays free", ("model", "no.", "why"))
+        gone = Listing(
+            "Gone: the number stays free", (Column("model"), Column("no."), Column("why", "prose"))
+        )
         for one in view["gone"]:
-            gone.add_row(*(Text(cell) for cell in (one["model"], str(one["version"]), one["why"])))
+            gone.add(one["model"], str(one["version"]), one["why"])
         parts.append(gone)
     return Group(*parts)
 
 
-def _plain(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table
-
-
-def _table(title: str, rows: Sequence[Document]) -> Table:
-    table = _plain(title, ("where", "check", "what"))
+def _table(title: str, rows: Sequence[Document]) -> Listing:
+    found = Listing(title, (Column("where"), Column("check", style="dim"), Column("what", "prose")))
     for row in rows:
-        table.add_row(Text(row["subject"]), Text(row["check"], "dim"), Text(row["what"]))
-    return table
+        found.add(row["subject"], row["check"], row["what"])
+    return found
 
 
 _LONGEST = 60
 _SHOWN = 8
+_STYLES = {True: "green", False: "red"}
 
 
 def difference_group(document: Document) -> Group:
-    """Return the differences between two versions; see `canal.registry.provenance.diff.difference`."""
+    """Return the differences between two versions; see `canal.registry.provenance.diff.difference`.
+
+    What counts comes first: label changes of a file, types, recall and accuracy; then parameters, data, and
+    code with digests.
+    """
     before, after = document["before"], document["after"]
     heading = f"From version {before['version']} ({before['stage']}) to {after['version']} ({after['stage']})"
-    added, removed = document["labels"]["added"], document["labels"]["removed"]
-    parts: list[Any] = [
-        text(heading, "bold"),
-        text(document["relation"]),
-        text(f"types added: {', '.join(added) or 'none'}; removed: {', '.join(removed) or 'none'}"),
-    ]
-    more, fewer = document["genes"]["added"], document["genes"]["removed"]
-    if more or fewer:
-        parts.append(text(f"genes added: {_some(more)}; removed: {_some(fewer)}"))
-    if message := shared_sums(document["sums"]):
-        parts.append(text(message))
-    for name in ("params", "data", "code"):
-        parts += [Text(), _changes_table(name, document[name])]
-    parts += [Text(), _recall_table(document)]
+    parts: list[Any] = [text(heading, "bold"), text(document["relation"])]
     if document["file"] is not None:
         parts += [Text(), _flows_table(document["file"])]
+    parts += [Text(), *_recall(document), Text(), _params_table("parameters", document["params"])]
+    if message := shared_sums(document["sums"]):
+        parts.append(text(message))
+    parts += [Text(), *_data(document), Text(), _params_table("code and digests", document["code"])]
     return Group(*parts)
+
+
+def _recall(document: Document) -> Iterator[Any]:
+    """Yield in words which types appear, go, gain and lose, then the numbers of each stage and type."""
+    labels = document["labels"]
+    for word, names in (("appear", labels["added"]), ("disappear", labels["removed"])):
+        if names:
+            yield named(f"{count(len(names), 'type')} {word}{'s' if len(names) == 1 else ''}:", names)
+    pairs = [
+        (name, stage, pair)
+        for stage, types in document["recall"].items()
+        for name, pair in types.items()
+        if pair["change"]
+    ]
+    pairs.sort(key=lambda one: -abs(one[2]["change"]) * one[2]["n"])
+    for word, sign in (("lose", -1), ("gain", 1)):
+        changed = [one for one in pairs if sign * one[2]["change"] > 0]
+        cells = sum(round(abs(pair["change"]) * pair["n"]) for _, _, pair in changed)
+        shown: list[tuple[str, ...]] = [
+            (name, "of", stage, points(pair["change"])) for name, stage, pair in changed[:3]
+        ]
+        shown += [(f"{len(changed) - 3:,} more",)] if len(changed) > 3 else []
+        if changed:
+            verb = word + ("s" if len(changed) == 1 else "")
+            told = f"{count(len(changed), 'type')} {verb} recall on test cells, {count(cells)} in all"
+            yield named(f"{told}:", shown, _STYLES[sign > 0])
+    if not pairs:
+        yield text("no type that both versions know gains or loses recall on test cells")
+    if novelty := _novelty(document):
+        yield text(novelty)
+    yield Text()
+    yield _recall_table(document)
+
+
+def _novelty(document: Document) -> str:
+    """Return how well each version notices held-out types, where they were measured."""
+    one = document.get("novelty") or {}
+    if one.get("before") is None and one.get("after") is None:
+        return ""
+    change = "" if one["change"] is None else f" ({points(one['change'], ' points')})"
+    return f"novel cells, H-score: {percent(one['before'])} before, {percent(one['after'])} after{change}"
+
+
+def _data(document: Document) -> Iterator[Any]:
+    more, fewer = document["genes"]["added"], document["genes"]["removed"]
+    yield _params_table("data", document["data"])
+    if more or fewer:
+        yield text(f"genes added: {_some(more)}; removed: {_some(fewer)}")
 
 
 def shared_sums(sums: Document) -> str:
@@ -261,21 +303,19 @@ def shared_sums(sums: Document) -> str:
     return f"sums ({basis[sums['basis']['same']]}): {description}"
 
 
-def _changes_table(name: str, changes: Sequence[Document]) -> Any:
+def _params_table(name: str, changes: Sequence[Document]) -> Any:
     if not changes:
         return text(f"{name}: the same", "dim")
-    found = table(name)
-    for heading in ("", "before", "after"):
-        found.add_column(heading, overflow="fold")
+    found = Listing(name, (Column("what"), Column("before", "prose"), Column("after", "prose")))
     for one in changes:
-        found.add_row(text(one["path"]), text(_value(one["before"])), text(_value(one["after"])))
+        found.add(one["path"], _value(one["before"]), _value(one["after"]))
     return found
 
 
 def _some(names: Sequence[str]) -> str:
     """Return the number of names and the first of them."""
     shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"{len(names)} ({shown})" if names else "none"
+    return f"{len(names):,} ({shown})" if names else "none"
 
 
 def _value(value: Any) -> str:
@@ -286,33 +326,33 @@ def _value(value: Any) -> str:
     return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
 
 
-def _recall_table(document: Document) -> Table:
-    found = table("Accuracy of each stage and recall of each type, %")
-    found.add_column("test cells of", overflow="fold")
-    for name in ("cells", "before", "after", "change"):
-        found.add_column(name, justify="right")
+def _recall_table(document: Document) -> Listing:
+    found = Listing(
+        "Accuracy of each stage and recall of each type, %, and the change in points",
+        (Column("test cells of"), *figures("cells", "before", "after", "change")),
+    )
     for stage, one in document["accuracy"].items():
-        found.add_row(text(stage, "bold"), "", *_changed(one))
+        found.add(text(stage, "bold"), "", *_changed(one))
         for name, pair in document["recall"].get(stage, {}).items():
-            found.add_row(text(f"  {name}"), f"{pair['n']:,}", *_changed(pair))
+            found.add(text(f"  {name}"), f"{pair['n']:,}", *_changed(pair))
     return found
 
 
 def _changed(pair: Document) -> list[Any]:
     change = pair["change"]
-    style = "" if not change else "green" if change > 0 else "red"
-    numbers = ["-" if pair[side] is None else f"{100 * pair[side]:.1f}" for side in ("before", "after")]
-    return [*map(text, numbers), text("-" if change is None else f"{100 * change:+.1f}", style)]
+    style = _STYLES[change > 0] if change else ""
+    shares = [percent(pair[side], "") for side in ("before", "after")]
+    return [*shares, text(points(change), style)]
 
 
-def _flows_table(file: Document) -> Table:
-    found = table(f"{file['name']}: {file['changed']:,} of {count(file['n_cells'])} change their label")
-    found.add_column("from", overflow="fold")
-    found.add_column("to", overflow="fold")
-    found.add_column("cells", justify="right")
-    found.add_column("such as", overflow="fold", style="dim")
+def _flows_table(file: Document) -> Any:
+    changed = f"{file['changed']:,} of {count(file['n_cells'])}"
+    if not file["changed"]:
+        return text(f"{file['name']}: no cell of {file['n_cells']:,} changes its label", "bold")
+    found = Listing(
+        f"{file['name']}: {changed} change their label",
+        (Column("from"), Column("to"), *figures("cells"), Column("such as", "names", "dim")),
+    )
     for one in file["flows"]:
-        found.add_row(
-            text(one["from"]), text(one["to"]), f"{one['n']:,}", text(", ".join(one["examples"][:3]))
-        )
+        found.add(one["from"], one["to"], f"{one['n']:,}", one["examples"][:3])
     return found

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
+from canal.core.progress import count, percent
 from canal.report.canvas import (
     AMBER,
     BLUE,
@@ -19,7 +20,7 @@ from canal.report.canvas import (
     new_figure,
     styled,
 )
-from canal.report.terminal import table, text
+from canal.report.listing import Column, Listing, figures, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -215,18 +216,20 @@ def front_rows(document: Document) -> list[Row]:
 
 def tuning_table(document: Document) -> Group:
     """Return the Pareto front of a study as a table, with the choice and its reason."""
-    found = table(f"Stage {document['stage']}: trials that no other one beats in both aims")
-    found.add_column("trial", justify="right", style="bold")
     extra = [name for name in document["choice"] if name not in ("distillation", "bank_size")]
-    for name in ("λ", "L", *extra, "new cells, %", "kept, %", "value"):
-        found.add_column(name, justify="right")
-    found.add_column("", style="cyan")
+    found = Listing(
+        f"Stage {document['stage']}: trials that no other one beats in both aims",
+        (
+            Column("trial", "number", "bold"),
+            *figures("λ", "L", *extra, "new cells, %", "kept, %", "value"),
+            Column("mark", "names", "cyan"),
+        ),
+    )
     for row in front_rows(document):
         settings = [f"{row[name]:g}" for name in ("distillation", "bank_size", *extra)]
-        scores = [f"{100 * row['accuracy']:.1f}", f"{100 * row['retention']:.1f}", f"{row['value']:.3f}"]
+        scores = [percent(row["accuracy"], ""), percent(row["retention"], ""), f"{row['value']:.3f}"]
         style = "green" if "chosen" in row["marks"] else ""
-        cells = [text(value, style) for value in (row["number"], *settings, *scores)]
-        found.add_row(*cells, text(", ".join(row["marks"])))
+        found.add(*(text(value, style) for value in (row["number"], *settings, *scores)), row["marks"])
     return Group(found, *(text(line, "dim") for line in _lines(document)))
 
 
@@ -234,11 +237,11 @@ def _lines(document: Document) -> list[str]:
     states, rule = document["states"], document["rule"]
     sure = document.get("n_effective")
     no_surer = f" (types count alike: no surer than {sure:g} cells)" if sure is not None else ""
-    probes = ", ".join(f"{n} probe cells of {stage}" for stage, n in document["n_probe"].items())
+    probes = ", ".join(f"{count(n, 'probe cell')} of {stage}" for stage, n in document["n_probe"].items())
     lines = [
-        f"{states['complete']} trials of {document['tuning']['epochs']} epochs to their end, "
+        f"{count(states['complete'], 'trial')} of {document['tuning']['epochs']} epochs to their end, "
         f"{states['pruned']} ended early, {states['failed']} failed",
-        f"judged on {document['n_validation']} validation cells of its own{no_surer}, {probes}",
+        f"judged on {count(document['n_validation'], 'validation cell')} of its own{no_surer}, {probes}",
     ]
     wanted = f"{100 * rule['min_retention']:g} %"
     if rule["below"]:

@@ -1,23 +1,21 @@
-"""Terminal tables about versions, evaluations and annotation, for 80 columns with or without colour."""
+"""Terminal tables about versions, evaluations and annotation, for any width, with or without colour."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import unified_diff
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
-from canal.core.errors import visible
+from canal.core.progress import OnCells, count, doing, percent
 from canal.report.documents import Document, accuracy_matrix, before_learning, method_lines
+from canal.report.listing import Column, Listing, facts, figures, text
 
 _SHORT_KEY = 8
 _ROOM_FOR_NAMES = 56
-_ROOM_FOR_RULE = 28
 
 
 def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any]]) -> Group:
@@ -33,8 +31,7 @@ def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any
         ``overrides`` and ``retired``.
     """
     parts = [matrix_table(evaluations), _sums(evaluations[-1])] if evaluations else []
-    table = versions_table(versions) if versions else Text("No version is registered yet.")
-    return Group(*parts, *([Text()] if parts else []), table)
+    return Group(*parts, *([Text()] if parts else []), versions_table(versions))
 
 
 def lineage_report(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any]]) -> Group:
@@ -44,7 +41,7 @@ def lineage_report(evaluations: Sequence[Document], versions: Sequence[Mapping[s
     return Group(summary(evaluations, versions), Text(), next_commands(versions[-1]["version"]))
 
 
-def matrix_table(evaluations: Sequence[Document]) -> Table:
+def matrix_table(evaluations: Sequence[Document]) -> Listing:
     """Return R as a table: a row for each model, a column for each stage's test cells, in percent.
 
     Where the stages' names are too many or too long for columns, there is a row a stage instead: its
@@ -52,64 +49,54 @@ def matrix_table(evaluations: Sequence[Document]) -> Table:
     """
     stages, matrix = accuracy_matrix(evaluations)
     before = before_learning(evaluations)
-    found = table("Accuracy on each stage's test cells, %")
+    title = "Accuracy on each stage's test cells, %"
     if sum(len(stage) + 2 for stage in stages) > _ROOM_FOR_NAMES:
-        found.add_column("test cells of", overflow="fold")
-        found.add_column("when learned", justify="right")
-        found.add_column("now", justify="right", style="bold")
+        now = Column("now", "number", "bold")
+        found = Listing(title, (Column("test cells of"), *figures("when learned"), now))
         for index, stage in enumerate(stages):
-            found.add_row(text(stage), _square(matrix[index][index], True), _square(matrix[-1][index], True))
+            found.add(stage, _square(matrix[index][index], True), _square(matrix[-1][index], True))
         return found
-    found.add_column("model after", overflow="fold")
-    for stage in stages:
-        found.add_column(stage, justify="right", no_wrap=True)
-    found.add_column("mean", justify="right", style="bold")
+    found = Listing(title, (Column("model after"), *figures(*stages), Column("mean", "number", "bold")))
     for number, (stage, row) in enumerate(zip(stages, matrix, strict=True), start=1):
         squares = [_square(value, index < number) for index, value in enumerate(row)]
         for index, later in enumerate(stages):
             if (stage, later) in before:
-                squares[index] = text(f"({_percent(before[stage, later])})", "dim")
-        found.add_row(text(stage), *squares, _percent(_mean(row)))
+                squares[index] = text(f"({percent(before[stage, later], '')})", "dim")
+        found.add(stage, *squares, percent(_mean(row), ""))
     if before:
-        found.caption = "(…): the next stage's cells of known types, before they were learned"
-        found.caption_justify = "left"
+        found.note = "(…): the next stage's cells of known types, before they were learned"
     return found
-
-
-def rules_fit(names: Iterable[str]) -> bool:
-    """Whether names of rules are short enough for one line each, on a narrow terminal, too."""
-    return max(map(len, names), default=0) <= _ROOM_FOR_RULE
 
 
 _FATES = {"learn": "green", "register": "green", "restore": "cyan", "keep": "dim", "refuse": "bold red"}
 
 
-def plan_table(planned: Mapping[str, Any]) -> Table:
+def plan_table(planned: Mapping[str, Any]) -> Group:
     """Return what a run would do, stage by stage, and the other steps of DVC (`canal.app.planning.Plan`)."""
-    found = table("What a run would do")
-    found.add_column("stage", overflow="fold", style="bold")
-    found.add_column("", no_wrap=True)
-    found.add_column("version", justify="right")
-    found.add_column("why", overflow="fold")
-    found.add_column("steps of DVC", overflow="fold", style="dim")
+    found = Listing(
+        "What a run would do",
+        (
+            Column("stage", style="bold"),
+            Column(""),
+            *figures("version"),
+            Column("why", "prose"),
+            Column("steps of DVC", "names", "dim"),
+        ),
+    )
     for one in planned["stages"]:
-        version = "" if one["version"] is None else one["version"]
-        steps = ", ".join(step.partition("@")[0] for step in one["steps"])
-        found.add_row(
-            text(one["stage"]),
-            text(one["fate"], _FATES[one["fate"]]),
-            text(version),
-            text(one["why"]),
-            text(steps),
-        )
+        steps = [step.partition("@")[0] for step in one["steps"]]
+        version = "" if one["version"] is None else str(one["version"])
+        found.add(one["stage"], text(one["fate"], _FATES[one["fate"]]), version, one["why"], steps)
     own = {step for one in planned["stages"] for step in one["steps"]}
     for step, reason in planned["steps"].items():
         if step not in own:
-            found.add_row(text(step), text("run"), "", text(reason), "")
+            found.add(step, "run", "", reason)
     if perhaps := len(planned["perhaps"]):
-        steps = "1 more step" if perhaps == 1 else f"{perhaps} more steps"
-        found.caption = f"{steps} of DVC, only if one before them makes other bytes than last time"
-    return found
+        steps_more = count(perhaps, "more step")
+        found.note = f"{steps_more} of DVC, only if one before them makes other bytes than last time"
+    if not planned["stages"]:
+        return Group(text("params.yaml declares no stage yet: canal stage add NAME --file F declares one"))
+    return Group(found)
 
 
 def added_lines(before: str, after: str) -> str:
@@ -120,20 +107,21 @@ def added_lines(before: str, after: str) -> str:
     return "\n".join(lines)
 
 
-def versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the registered versions, the newest first."""
-    found = table("Registered versions")
-    found.add_column("no.", justify="right", style="bold")
-    found.add_column("stage", overflow="fold")
-    found.add_column("aliases", overflow="fold", style="cyan")
-    for name in ("new", "mean", "types", "parent"):
-        found.add_column(name, justify="right")
-    found.add_column("key", no_wrap=True, style="dim")
+def versions_table(versions: Sequence[Mapping[str, Any]]) -> Any:
+    """Return the registered versions, the newest first, or a line that says how to get some."""
+    if not versions:
+        return text("No version is registered yet. `canal run` learns the stages and registers them.")
+    columns = (
+        Column("no.", "number", "bold"),
+        Column("stage"),
+        Column("aliases", "names", "cyan"),
+        *figures("new", "mean", "types", "parent"),
+        Column("key", style="dim"),
+    )
+    found = Listing("Registered versions", columns)
     for one in sorted(versions, key=lambda version: -int(version["version"])):
-        found.add_row(*_version_row(one))
-    measured = "new: accuracy (%) on its own stage's cells; mean: on all stages so far"
-    found.caption = measured if versions else "none yet: `canal run` learns and registers them"
-    found.caption_justify = "left"
+        found.add(*_version_row(one))
+    found.note = "new: accuracy (%) on its own stage's cells; mean: on all stages so far"
     return found
 
 
@@ -147,35 +135,30 @@ def version_panel(view: Mapping[str, Any]) -> Group:
         ``branch``, ``parent_key``, ``run``, ``git_commit``, ``dirty``, ``artifacts``, ``served``,
         ``retirement`` and ``evaluation``.
     """
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim")
-    grid.add_column(overflow="fold")
-    for name, value in _facts(view):
-        grid.add_row(text(name), text(value))
-    heading = Text(f"{view['model']} version {view['version']}", style="bold")
-    return Group(heading, grid, Text(), matrix_table([view["evaluation"]]), _sums(view["evaluation"]))
+    heading = text(f"{view['model']} version {view['version']}", "bold")
+    matrix = matrix_table([view["evaluation"]])
+    return Group(heading, facts(_facts(view)), Text(), matrix, _sums(view["evaluation"]))
 
 
 def annotation_table(summary: Mapping[str, Any]) -> Group:
     """Return the summary of `canal annotate`: cells of each type, units and genes, warnings."""
-    rows = table(f"{summary['n_cells']:,} cells labelled")
-    rows.add_column("cell type", overflow="fold")
-    rows.add_column("cells", justify="right")
-    rows.add_column("%", justify="right", style="dim")
+    n_cells = summary["n_cells"]
+    columns = (Column("cell type"), *figures("cells"), Column("share", "number", "dim"))
+    rows = Listing(f"{count(n_cells)} labelled", columns)
     for name, number in summary["cell_types"].items():
-        rows.add_row(text(name), f"{number:,}", f"{100 * number / max(1, summary['n_cells']):.1f}")
+        rows.add(name, f"{number:,}", percent(number / max(1, n_cells)))
     genes = summary["genes"]
     found = "detected" if summary["values_detected"] else "declared"
-    facts = f"values {summary['values']} ({found}), {genes['found']} of {genes['panel']} panel genes found"
+    told = f"values {summary['values']} ({found}), {genes['found']:,} of {genes['panel']:,} panel genes found"
     by = {how: n for how, n in genes.get("renamed", {}).items() if isinstance(n, int)}
-    facts += f", by another name: {', '.join(f'{n} ({how})' for how, n in by.items())}" if by else ""
+    told += f", by another name: {', '.join(f'{n:,} ({how})' for how, n in by.items())}" if by else ""
     warnings = [text(f"warning: {one}", "yellow") for one in summary["warnings"]]
     study = [text(line, "dim") for line in _study(summary.get("study", {}))]
     by_reason = summary.get("unassigned_by", {})
     if by_reason:
         shown = ", ".join(f"{n:,} {_REASONS[name]}" for name, n in by_reason.items())
         study.insert(0, text(f"Unassigned: {shown}", "dim"))
-    return Group(rows, text(facts, "dim"), *study, *warnings)
+    return Group(rows, text(told, "dim"), *study, *warnings)
 
 
 _REASONS = {
@@ -189,11 +172,12 @@ _REASONS = {
 def _study(study: Mapping[str, Any]) -> Iterator[str]:
     """Yield how similar a file is to the learned studies, and how many known cells may be Unassigned."""
     if study:
-        expected = study["known_unassigned"]
-        lowest, usual, highest = (f"{expected[name]:.0%}" for name in ("lowest", "usual", "highest"))
+        expected, like = study["known_unassigned"], study["like_learned"]
+        names = ("lowest", "usual", "highest")
+        lowest, usual, highest = (percent(expected[name], digits=0) for name in names)
         span = "" if lowest == highest else f" ({lowest} to {highest})"
         yield (
-            f"{study['like_learned']:.0%} of the cells lie among those of the learned studies; of cells of "
+            f"{percent(like, digits=0)} of the cells lie among those of the learned studies; of cells of "
             f"known types some {usual} may be Unassigned{span}"
         )
 
@@ -212,12 +196,10 @@ def next_commands(
     report
         Whether to name ``canal report``; not where the reader comes from it.
     """
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True, overflow="fold")
-    grid.add_column(style="dim", overflow="fold")
+    rows = Listing("", (Column("", style="bold"), Column("", "prose", "dim")))
     for command, purpose in _commands(version, tracking_uri, report):
-        grid.add_row(text(f"  {command}"), text(purpose))
-    return Group(Text("Next", style="bold"), grid)
+        rows.add(f"  {command}", purpose)
+    return Group(text("Next", "bold"), rows)
 
 
 _NO_WORKERS = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
@@ -239,18 +221,19 @@ def _commands(version: int | str, tracking_uri: str, report: bool) -> list[tuple
     return [one for one in commands if report or one[0] != "canal report"]
 
 
-def _facts(view: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(view: Mapping[str, Any]) -> list[tuple[str, str | list[str]]]:
     """Return what `version_panel` says of a version, line by line."""
     parent = "the backbone" if view["parent"] is None else f"version {view['parent']}"
     if view.get("imported"):
         parent = f"elsewhere: it was imported ({view['imported']})"
     dirty = ", with uncommitted changes" if view["dirty"] else ""
+    labels = view["evaluation"]["labels"] or ["none"]
     return [
         ("stage", f"{view['stage']}, branch {view['branch']}"),
-        ("aliases", ", ".join(view["aliases"]) or "none"),
+        ("aliases", list(view["aliases"]) or "none"),
         *_decisions(view),
         ("learned on", parent),
-        ("cell types", f"{view['types']}: {', '.join(view['evaluation']['labels'])}"),
+        ("cell types", [f"{view['types']:,}: {labels[0]}", *labels[1:]]),
         *method_lines(view.get("method", {"name": "published"})),
         ("key", view["key"]),
         ("parent's key", view["parent_key"] or "none"),
@@ -280,11 +263,11 @@ def _sums(evaluation: Document) -> Any:
     """Return average accuracy, forgetting and, where it was measured, H-score on one line."""
     novelty = evaluation.get("novelty") or {}
     facts = {
-        "average accuracy": _percent(evaluation["average_accuracy"], " %"),
-        "forgetting": _percent(evaluation.get("forgetting"), " points"),
-        "novel cells, H-score": _percent(novelty.get("h_score"), " %"),
+        "average accuracy": percent(evaluation["average_accuracy"]),
+        "forgetting": percent(evaluation.get("forgetting"), " points"),
+        "novel cells, H-score": percent(novelty.get("h_score")),
     }
-    line = Text("\n")
+    line = text("\n")
     for name, value in facts.items():
         line.append(f"{name} ", style="dim").append(value, style="bold").append("   ")
     line.rstrip()
@@ -292,8 +275,8 @@ def _sums(evaluation: Document) -> Any:
         measured = [by_stage[stage] for stage in evaluation["stages"] if stage in by_stage]
         shares = [*measured, sum(measured) / len(measured)]
         description = "the network alone (published method)" if name == "network" else f"the {name} alone"
-        line.append(f"\n{description}: {' '.join(_percent(one, '') for one in shares[:-1])}", style="dim")
-        line.append(", on average ", style="dim").append(_percent(shares[-1], " %"), style="bold")
+        line.append(f"\n{description}: {' '.join(percent(one, '') for one in shares[:-1])}", style="dim")
+        line.append(", on average ", style="dim").append(percent(shares[-1]), style="bold")
     return line
 
 
@@ -301,14 +284,14 @@ def _version_row(one: Mapping[str, Any]) -> list[Any]:
     """Return the cells of a version's row, never read as rich's markup."""
     parent = one.get("parent")
     return [
-        text(one["version"]),
-        text(one["stage"]),
+        str(one["version"]),
+        one["stage"],
         _names(one),
-        _percent(one.get("accuracy")),
-        _percent(one.get("average_accuracy")),
-        text("-" if one.get("types") is None else one["types"]),
-        text("-" if parent is None or parent == "" else parent),
-        text(str(one.get("key") or "-")[:_SHORT_KEY]),
+        percent(one.get("accuracy"), ""),
+        percent(one.get("average_accuracy"), ""),
+        "-" if one.get("types") is None else str(one["types"]),
+        "-" if parent is None or parent == "" else str(parent),
+        str(one.get("key") or "-")[:_SHORT_KEY],
     ]
 
 
@@ -328,33 +311,13 @@ def _square(value: float | None, is_due: bool) -> Any:
     if value is None:
         return text("-" if is_due else "")
     style = "green" if value >= 0.85 else "" if value >= 0.7 else "yellow"
-    return text(_percent(value), style)
+    return text(percent(value, ""), style)
 
 
 def _mean(row: Sequence[float | None]) -> float | None:
     """Return the average accuracy of a row of R, over the stages that could be measured."""
     measured = [value for value in row if value is not None]
     return sum(measured) / len(measured) if measured else None
-
-
-def _percent(value: float | None, unit: str = "") -> str:
-    return "-" if value is None else f"{100 * value:.1f}{unit}"
-
-
-def table(title: str) -> Table:
-    """Return an empty table."""
-    return Table(
-        title=text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
-        header_style="", padding=(0, 1), collapse_padding=True, show_edge=False,
-    )  # fmt: skip
-
-
-def text(value: object, style: str = "") -> Any:
-    """Return a value as text, whatever characters it holds; one that would steer the terminal shows as �."""
-    return Text(visible(value), style=style)
-
-
-OnCells = Callable[[int, int], None]
 
 
 @contextmanager
@@ -366,7 +329,7 @@ def cells_progress() -> Iterator[OnCells | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    with _bar() as bar:
+    with doing(""), _bar() as bar:
         task = bar.add_task("labelling", total=None)
 
         def tell(done: int, total: int) -> None:

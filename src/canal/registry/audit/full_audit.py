@@ -11,6 +11,7 @@ from typing import Any
 from canal.config.layout import Layout
 from canal.config.params import Config
 from canal.core.errors import CanalError, LedgerError
+from canal.core.progress import doing, each
 from canal.registry.audit.cells_used import check_cells, check_exclusions
 from canal.registry.audit.chain import VersionReader, check_chain, check_unlearned, check_verdict
 from canal.registry.audit.kept_cells import CellFiles, check_sums, check_values, recompute
@@ -111,12 +112,13 @@ def audit(
     began, log = time.monotonic(), AuditLog()
     with fresh_copies(store) as fetch:
         snapshot = _checked_ledger(store, keyring, log)
-        shown = read_shown(store)
+        with doing("reading what MLflow shows"):
+            shown = read_shown(store)
         check_others(shown, snapshot, store, log)
         reader = VersionReader(store, snapshot.ready, snapshot.records, log, fetch)
         wanted = snapshot.ready if versions is None else list(versions)
         chains, checked = [], []
-        for version in wanted:
+        for version in each(wanted, lambda one: f"checking version {one.number} ({one.stage})"):
             if version.erased and (member := reader.member(version)) is not None:
                 check_erased(member, ledger_erased(snapshot.known), log)
                 continue
@@ -143,7 +145,8 @@ def audit(
         check_exclusions(chains, all_members, config, log)
         check_tombstones(layout, snapshot.known, log)
         check_workspace(layout, config, _stages(chains, config, everything=versions is None), log)
-        opening.report(log)
+        with doing("opening each version as MLflow does"):
+            opening.report(log)
     log.counts["versions"] = len(wanted)
     return Report(
         findings=tuple(log.findings),
@@ -154,6 +157,7 @@ def audit(
     )
 
 
+@doing("checking the ledger, its entries and the aliases")
 def _checked_ledger(store: Store, keyring: Keyring | None, log: AuditLog) -> Snapshot:
     """Check the ledger against itself, git, the store and its aliases; return the snapshot of both."""
     snapshot = _snapshot(store, log)
@@ -173,7 +177,7 @@ def _check_chains(
     """Check ancestors, cells, sums and values of each chain; shared files are read once."""
     _check_ancestors(chains, log)
     files = CellFiles(layout)
-    for chain in chains:
+    for chain in each(chains, lambda one: f"checking the cells of version {one[-1].version.number}"):
         check_cells(chain, log)
         check_sums(chain, log)
         if again:

@@ -18,6 +18,7 @@ from canal.config.yaml_file import parse_yaml
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError
 from canal.core.files import unreadable
+from canal.core.progress import doing
 from canal.registry.audit.version_files import AuditLog, examples
 from canal.registry.ledger.git_history import GitFile
 from canal.registry.provenance.registered import RegisteredVersion
@@ -36,6 +37,7 @@ class Out:
     listed_in: str
 
 
+@doing("checking the files of this folder")
 def check_workspace(layout: Layout, config: Config, stages: Collection[str], log: AuditLog) -> None:
     """Check the outputs of the pipeline for ``stages``: data, cells, splits, verdicts, models, metrics."""
     if not (layout.root / LOCK).is_file():

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import bdtr, bdtrc, bdtrik
 
 from canal.core.errors import RegistryError
+from canal.core.progress import doing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,6 +194,7 @@ class Comparison:
         }
 
 
+@doing("comparing the versions on the same test cells")
 def compare_stage(
     champion: pd.DataFrame, candidate: pd.DataFrame, min_cells: int, sampling: Sampling
 ) -> StageComparison:

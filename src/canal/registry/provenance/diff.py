@@ -26,7 +26,8 @@ def difference(store: Store, before: Version, after: Version) -> Document:
     list ``{"path", "before", "after"}``; ``sums`` holds the digests of the basis and of each stage's sums,
     and whether they are the ``same``, None where one of the versions has none; ``labels`` and ``genes`` have
     ``added``, ``removed`` and the number ``kept``; ``accuracy`` and ``recall`` hold for each stage, and each
-    cell type of it, both numbers and the change, None where a version was not measured on it.
+    cell type of it, both numbers and the change, None where a version was not measured on it; ``novelty``
+    holds those of the H-score.
 
     Raises
     ------
@@ -48,6 +49,7 @@ def difference(store: Store, before: Version, after: Version) -> Document:
         "labels": _names(first, second, _LABELS),
         "genes": _names(first, second, _GENES),
         "accuracy": _accuracy(*measures),
+        "novelty": _pair(*((one.get("novelty") or {}).get("h_score") for one in measures)),
         "recall": {
             stage: _by_type(*(one["per_stage"].get(stage, {}).get("recall", {}) for one in measures))
             for stage in dict.fromkeys(stage for one in measures for stage in one["per_stage"])

@@ -14,6 +14,7 @@ from canal.config.layout import Layout
 from canal.config.sections import BACKBONE, Registry
 from canal.core.errors import READ_ONLY, ReadOnlyError, RegistryError, shown_address, without_secrets
 from canal.core.packages import named_packages
+from canal.core.progress import doing
 from canal.registry.store.database import Database, ensure_database, update_paths
 from canal.runtime.startup import quiet_libraries
 
@@ -180,6 +181,7 @@ class Connection:
         return None if path == self.uri else Path(unquote(path))  # as SQLAlchemy reads it
 
     @cached_property
+    @doing("opening the registry")
     def client(self) -> "MlflowClient":
         """MLflow's client; the first use creates the database and the experiment.
 

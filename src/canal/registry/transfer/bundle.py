@@ -21,6 +21,7 @@ from typing import Any
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError
 from canal.core.files import new_file, scratch_folder
+from canal.core.progress import doing
 
 _BLOCK = 1 << 20
 _FIRST_DAY = (1980, 1, 1, 0, 0, 0)
@@ -233,6 +234,7 @@ class About:
     record: str
 
 
+@doing("writing the bundle")
 def write_bundle(
     path: Path,
     about: About,
@@ -275,6 +277,7 @@ def _add(archive: zipfile.ZipFile, name: str, source: Path | bytes, content: Con
         raise AuditError(f"{source} changed while it was written into the bundle; try again")
 
 
+@doing("unpacking the bundle")
 def unpack_bundle(path: Path, into: Path, kind: str = KIND) -> Manifest:
     """Check all of a bundle, write its files below ``into`` (an empty folder), and return its manifest.
 

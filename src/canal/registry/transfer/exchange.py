@@ -13,6 +13,7 @@ from typing import Any
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError, RegistryError
 from canal.core.files import new_file
+from canal.core.progress import size
 from canal.registry.audit.chain import VersionReader
 from canal.registry.audit.ledger_entries import take_snapshot
 from canal.registry.audit.merged import check_merged
@@ -124,7 +125,7 @@ def export_bundle(store: Store, wanted: str, path: Path, options: ExportOptions 
             with new_file(path) as new:  # only a bundle that proves what it claims takes its name
                 options.notice(f"writing {len(kept) + 1} files")
                 write_bundle(new, about, kept, withheld=withheld)
-                options.notice(f"proving what was written, {new.stat().st_size / 1e6:.1f} MB")
+                options.notice(f"proving what was written, {size(new.stat().st_size)}")
                 with proven_bundle(new) as (_, _, chain):
                     holds = held_cells(chain)
         except OSError as error:

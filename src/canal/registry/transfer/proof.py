@@ -12,6 +12,7 @@ from pathlib import Path
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError, RegistryError
 from canal.core.files import read_json, scratch_folder
+from canal.core.progress import doing
 from canal.registry.audit.cells_used import check_cells, declared_exclusions
 from canal.registry.audit.chain import ancestor, check_chain, check_verdict
 from canal.registry.audit.kept_cells import check_sums
@@ -114,6 +115,7 @@ def checked_folder(folder: Path) -> Manifest:
     return manifest
 
 
+@doing("proving what the bundle claims")
 def prove(folder: Path, manifest: Manifest) -> list[RegisteredVersion]:
     """Return the chain of an unpacked bundle, oldest first, if all checks pass.
 

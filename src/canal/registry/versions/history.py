@@ -10,6 +10,7 @@ from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import HistoryError, RegistryError
 from canal.core.files import new_folder, read_json, write_json
+from canal.core.progress import doing
 from canal.registry.ledger.joined import ledger_records
 from canal.registry.ledger.ledger_rules import LOST
 from canal.registry.ledger.rulings import measured, remeasured
@@ -163,6 +164,7 @@ def _require_source(config: Config, source: str, learns: str) -> None:
         )
 
 
+@doing("checking the files of the version")
 def verified(store: Store, version: Version) -> tuple[Path, Key]:
     """Return a version's artifacts and key after checking every file against its digest.
 

@@ -26,6 +26,7 @@ from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import RegistryError
 from canal.core.files import scratch_folder
+from canal.core.progress import doing
 from canal.registry.ledger.ledger import Sign
 from canal.registry.manifest.pages import FLAG, FORMAT, Pages, show
 from canal.registry.manifest.stage_request import cpu_capability, current_commit
@@ -114,6 +115,7 @@ def published(store: Store, model: str, key: str) -> Version | None:
     return None
 
 
+@doing("registering the version in MLflow")
 def publish(store: Store, what: Publication) -> Version:
     """Store the files of a version, register it and return it; the caller holds the registry's lock."""
     with scratch_folder("version") as scratch:

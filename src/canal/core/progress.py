@@ -1,0 +1,208 @@
+"""What a command tells while it works: numbers in one form, and lines about progress, on the error stream.
+
+A line comes only when nothing was said for `QUIET` seconds, so that short jobs stay quiet. There are no
+control characters in it: pipes and logs of CI show it as it is.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from canal.core.errors import seconds_since_line, tell
+
+QUIET = 1.5
+"""Seconds without a line after which a command says what it does."""
+
+_LINES = 60
+
+Item = TypeVar("Item")
+OnCells = Callable[[int, int], None]
+"""Called with (cells done, cells in all)."""
+
+
+# Numbers in one form.
+
+
+def percent(share: float | None, unit: str = " %", digits: int = 1) -> str:
+    """Return a share in percent, such as "97.7 %"; "-" where there is none. Estimates have no digits."""
+    return "-" if share is None else f"{100 * share:.{digits}f}{unit}"
+
+
+def points(change: float | None, unit: str = "") -> str:
+    """Return a change of a share in percentage points with its sign, such as "+1.2"; "-" where there is none.
+
+    A change that rounds to nothing has no sign.
+    """
+    if change is None:
+        return "-"
+    shown = f"{100 * change:+.1f}"
+    return f"{shown[1:] if float(shown) == 0 else shown}{unit}"
+
+
+def p_value(p: float) -> str:
+    """Return a p-value by two digits, such as "0.012"; "<0.001" below that."""
+    return "<0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def count(n: int, noun: str = "cell") -> str:
+    """Return a number with its noun, such as "12,345 cells"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def span(seconds: float) -> str:
+    """Return a time, such as "4.2 s", "35 s", "7 min" or "2.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def size(n_bytes: int) -> str:
+    """Return a size in decimal units, such as "812 bytes", "3.4 kB" or "12.5 MB"."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n_bytes >= unit:
+            return f"{n_bytes / unit:.1f} {name}"
+    return count(n_bytes, "byte")
+
+
+# What is being done: a thread tells it when it lasts.
+
+
+@dataclass
+class _Cells:
+    """The cells of an activity: ``done`` in whole blocks, and ``within`` the block that is at work."""
+
+    what: str
+    clock: Callable[[], float]
+    began: float
+    began_at: int = -1
+    done: int = 0
+    total: int = 0
+    within: int = 0
+    told: float = 0.0
+
+    def line(self) -> str:
+        """Return how many cells are done, cells a second and the time left."""
+        self.told = self.clock() - self.began
+        done = min(self.done + self.within, self.total)
+        rate = max(done - self.began_at, 1) / max(self.told, 1e-9)
+        left = f" ({rate:,.0f} cells/s, {span((self.total - done) / rate)} left)" if done < self.total else ""
+        return f"{self.what} {done:,} of {self.total:,} cells{left}"
+
+
+@dataclass
+class _Activity:
+    what: str
+    began: float = field(default_factory=time.monotonic)
+    told: bool = False
+    cells: _Cells | None = None
+
+
+class _Watch:
+    """What is being done, the innermost last, and the thread that tells it when it lasts."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.activities: list[_Activity] = []
+        self._thread: threading.Thread | None = None
+
+    def begin(self, what: str) -> _Activity:
+        """Add what is being done now; the thread starts with the first."""
+        activity = _Activity(what)
+        self.activities.append(activity)
+        if self.is_on and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._run, name="canal-progress", daemon=True)
+            self._thread.start()
+        return activity
+
+    def end(self, activity: _Activity) -> None:
+        """Take away what is done, wherever it stands: a generator may end later than what is around it."""
+        self.activities = [one for one in self.activities if one is not activity]
+
+    def _run(self) -> None:
+        while self.activities:
+            self.look()
+            time.sleep(QUIET / 10)
+
+    def look(self) -> None:
+        """Tell what is being done if nothing was told for a while, the longer it lasts the longer."""
+        current = self.activities[-1] if self.activities else None
+        if current is None or not current.what:
+            return
+        lasted = time.monotonic() - current.began
+        if seconds_since_line() < _patience(lasted):
+            return
+        if current.cells is not None and current.cells.done < current.cells.total:
+            tell(current.cells.line())
+            return
+        so_far = f" ({span(lasted)} so far)" if current.told else ""
+        current.told = True
+        tell(f"{current.what} ...{so_far}")
+
+
+def _patience(lasted: float) -> float:
+    """Return the seconds between two lines of a job: more only after minutes, for the sake of its log."""
+    return max(QUIET, lasted / _LINES)
+
+
+_WATCH = _Watch()
+
+
+def watch() -> None:
+    """From now on tell what lasts. The command line calls it once; who imports canal is told nothing."""
+    _WATCH.is_on = True
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Declare what is being done within a block, such as "checking version 3"; it is told when it lasts.
+
+    An empty text keeps still, for a block that shows its own progress.
+    """
+    activity = _WATCH.begin(what)
+    try:
+        yield
+    finally:
+        _WATCH.end(activity)
+
+
+def each(items: Sequence[Item], what: Callable[[Item], str]) -> Iterator[Item]:
+    """Yield items, and tell those that last: what is done, and "3 of 4"."""
+    for number, item in enumerate(items, start=1):
+        of = f" ({number} of {len(items)})" if len(items) > 1 else ""
+        with doing(f"{what(item)}{of}"):
+            yield item
+
+
+def by_cells(
+    notice: Callable[[str], None], clock: Callable[[], float] = time.monotonic, what: str = "labelled"
+) -> OnCells:
+    """Return a callback that sends ``notice`` the cells done, cells a second and the time left.
+
+    The first message comes after `QUIET` seconds; the last cells are told if any were. ``what`` is the
+    participle in the message. The rate leaves out cells of an earlier, interrupted run. Called within
+    `doing`, it has the cells told that `advance` counts, too.
+    """
+    cells = _Cells(what, clock, clock())
+
+    def on_cells(done: int, total: int) -> None:
+        first, cells.done, cells.total, cells.within = cells.began_at < 0, done, total, 0
+        if _WATCH.activities:
+            _WATCH.activities[-1].cells = cells
+        if first:
+            cells.began_at = done
+            return
+        lasted, told = clock() - cells.began, cells.told
+        if (done >= total and told > 0) or (done < total and lasted - told >= _patience(lasted)):
+            notice(cells.line())
+
+    return on_cells
+
+
+def advance(n: int) -> None:
+    """Count cells within a block that is at work, so that they are told before it is done."""
+    for one in _WATCH.activities:
+        if one.cells is not None:
+            one.cells.within += n

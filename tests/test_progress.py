@@ -1,0 +1,136 @@
+"""What a command tells while it works: in cells with the time left, and only when it lasts."""
+
+import time
+
+import pytest
+
+from canal.core import errors, progress
+from canal.core.progress import advance, by_cells, count, doing, each, p_value, percent, points, size, span
+
+
+def test_cells_are_told_with_rate_and_time_left_and_the_last_ones_too():
+    said, now = [], [0.0]
+    tell = by_cells(said.append, lambda: now[0])
+    for now[0], done in ((0, 0), (10, 100), (10.5, 101), (20, 500), (30, 1000)):
+        tell(done, 1000)
+    assert said == [
+        "labelled 100 of 1,000 cells (10 cells/s, 90 s left)",
+        "labelled 500 of 1,000 cells (25 cells/s, 20 s left)",
+        "labelled 1,000 of 1,000 cells",
+    ]
+
+
+def test_the_first_cells_are_told_soon_and_a_long_job_tells_ever_less_often():
+    now = [0.0]
+    said = []
+    tell = by_cells(said.append, lambda: now[0])
+    for now[0], done in (
+        (0, 0),
+        (0.5, 100),
+        (1.6, 320),
+        (2, 400),
+        (600, 12_000),
+        (605, 12_100),
+        (612, 12_240),
+    ):
+        tell(done, 100_000)
+    assert said == [
+        "labelled 320 of 100,000 cells (200 cells/s, 8 min left)",
+        "labelled 12,000 of 100,000 cells (20 cells/s, 73 min left)",
+        "labelled 12,240 of 100,000 cells (20 cells/s, 73 min left)",
+    ]
+
+
+def test_a_short_job_tells_nothing_and_a_resumed_one_leaves_out_what_was_done():
+    said = []
+    now = [0.0]
+    tell = by_cells(said.append, lambda: now[0])
+    for now[0], done in ((0, 0), (0.2, 100), (0.4, 200)):
+        tell(done, 200)
+    assert said == []
+    now = [0.0]
+    tell = by_cells(said.append, lambda: now[0])
+    for now[0], done in ((0, 900), (10, 950)):
+        tell(done, 1000)
+    assert said == ["labelled 950 of 1,000 cells (5 cells/s, 10 s left)"]
+
+
+@pytest.fixture
+def watched(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "QUIET", 0.05)
+    monkeypatch.setattr(progress, "_WATCH", progress._Watch())
+    monkeypatch.setattr(errors, "_last_line", time.monotonic())
+    progress.watch()
+    return capsys
+
+
+def wait_for(watched, words):
+    said, end = "", time.monotonic() + 5
+    while words not in said and time.monotonic() < end:
+        time.sleep(0.01)
+        said += watched.readouterr().err
+    return said.splitlines()
+
+
+def test_what_lasts_is_told_once_and_then_with_its_seconds(watched):
+    with doing("checking the registry"):
+        lines = wait_for(watched, "so far")
+    assert lines[0] == "checking the registry ..."
+    assert lines[1].startswith("checking the registry ... (")
+    assert all(line.isprintable() for line in lines)
+    assert progress._WATCH.activities == []
+
+
+def test_items_are_numbered_and_the_innermost_is_told(watched):
+    lines = []
+    with doing("auditing"):
+        for one in each(["a", "b"], lambda name: f"checking stage {name}"):
+            if one == "b":
+                lines = wait_for(watched, "stage b")
+    assert lines == ["checking stage b (2 of 2) ..."]
+
+
+def test_what_is_short_or_shows_its_own_progress_is_not_told(watched):
+    with doing("short"):
+        pass
+    with doing("labelling"), doing(""):
+        time.sleep(0.2)
+    assert watched.readouterr().err == ""
+
+
+def test_cells_within_a_block_are_told_before_it_is_done(watched):
+    said = []
+    tell = by_cells(said.append)
+    with doing("labelling cells"):
+        tell(0, 4000)
+        advance(1234)
+        lines = wait_for(watched, "labelled")
+        tell(2000, 4000)
+        tell(4000, 4000)
+    assert lines[0].startswith("labelled 1,234 of 4,000 cells (")
+    assert said[-1] == "labelled 4,000 of 4,000 cells"
+    with doing("writing the file"):
+        assert wait_for(watched, "writing")[0] == "writing the file ..."
+
+
+def test_a_library_tells_nothing(watched):
+    progress._WATCH.is_on = False
+    with doing("long"):
+        time.sleep(0.2)
+    assert watched.readouterr().err == ""
+
+
+def test_numbers_have_one_form():
+    assert [percent(0.9771), percent(1.0), percent(None), percent(0.5, "")] == [
+        "97.7 %",
+        "100.0 %",
+        "-",
+        "50.0",
+    ]
+    assert [points(0.012), points(-0.1), points(0.0001), points(-0.0001), points(None)] == [
+        "+1.2", "-10.0", "0.0", "0.0", "-",
+    ]  # fmt: skip
+    assert [count(1), count(12_345), count(0, "error")] == ["1 cell", "12,345 cells", "0 errors"]
+    assert [p_value(0.0123), p_value(0.5), p_value(1e-9)] == ["0.012", "0.5", "<0.001"]
+    assert [span(s) for s in (0.04, 4.2, 35, 420, 9000)] == ["0.0 s", "4.2 s", "35 s", "7 min", "2.5 h"]
+    assert [size(n) for n in (1, 812, 3_400, 12_500_000)] == ["1 byte", "812 bytes", "3.4 kB", "12.5 MB"]
