@@ -1,6 +1,7 @@
 """Options that several commands share, and functions that print results and notes."""
 
 import json
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape, render
 
 from canal import app
 from canal.core.errors import tell
@@ -18,6 +20,36 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from canal.app.project import Project, Sign
+
+_WORDS = re.compile(r"""-[a-zA-Z-]+\s(?![-|>])(?:"[^"]*"|'[^']*'|\S+)|"[^"]*"|'[^']*'|\S+""")
+"""A word of an example; an option with its value is one."""
+_WIDEST = 74
+"""Characters of an example's line: with its indentation and rich's margins they are 80."""
+
+
+def examples(*commands: str) -> str:
+    """Return the epilog of a command: examples of it, each on lines of its own that fit in 80 columns.
+
+    A longer one goes on behind a backslash, as a shell reads it, and no option is parted from its value.
+    """
+    lines = ["Examples:"]
+    for command in commands:
+        line, indent = "", "  "
+        for word in _WORDS.findall(command):
+            if line and len(line) + len(word) + 3 > _WIDEST:
+                lines.append(f"{indent}{line} \\")
+                line, indent = word, "      "
+            else:
+                line = f"{line} {word}".strip()
+        lines.append(indent + line)
+    # Markup at both ends keeps rich from stripping the indentation.
+    return "\n".join([lines[0], *(f"[cyan]{escape(line)}[/cyan]" for line in lines[1:])])
+
+
+def shown_examples(epilog: str) -> list[str]:
+    """Return the commands of `examples`, each on one line."""
+    return [line.strip() for line in re.sub(r" \\\n +", " ", render(epilog).plain).splitlines()[1:]]
+
 
 Root = Annotated[Path | None, typer.Option("--root", help="Project folder; by default this one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

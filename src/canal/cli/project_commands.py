@@ -20,6 +20,7 @@ from canal.cli.parsing import (
     Layer,
     Root,
     declared_source,
+    examples,
     note,
     open_project,
     show_result,
@@ -34,12 +35,15 @@ Method = Literal["exact", "combined", "published"]
 def add_to(to: typer.Typer) -> None:
     """Add the commands `init`, `plan`, `run` and `upgrade` to the command line."""
     to.command(
-        epilog="Example: canal init pancreas --first baron.h5ad --label cell_type --values counts    "
-        "canal init demo --demo    canal init published --stream published-pancreas --data . --values counts"
+        epilog=examples(
+            "canal init demo --demo",
+            "canal init pancreas --first baron.h5ad --label cell_type --values counts",
+            "canal init published --stream published-pancreas --data . --values counts",
+        )
     )(init)
-    to.command(epilog="Example: canal plan    canal plan --json | jq '.stages[] | {stage, fate}'")(plan)
-    to.command(epilog="Example: canal run    canal run --dry-run")(run)
-    to.command(epilog="Example: canal upgrade --dry-run    canal upgrade")(upgrade)
+    to.command(epilog=examples("canal plan", "canal plan --json | jq '.stages[] | {stage, fate}'"))(plan)
+    to.command(epilog=examples("canal run", "canal run --dry-run"))(run)
+    to.command(epilog=examples("canal upgrade --dry-run", "canal upgrade"))(upgrade)
 
 
 def init(
@@ -81,7 +85,10 @@ def init(
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Begin a lineage of your own: a folder with git, DVC, parameters, pipeline and a CI workflow."""
+    """Begin a project of your own, or canal's demonstration.
+
+    A folder with git, DVC, parameters, pipeline and a CI workflow.
+    """
     of_file: dict[str, Any] = {
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
         "gene_column": gene_column,
@@ -160,12 +167,18 @@ def _found_stream(
 
 
 def plan(root: Root = None, as_json: AsJson = False) -> None:
-    """Show what `canal run` would learn, restore or refuse, by which steps of DVC; nothing is touched."""
+    """Show what `canal run` would learn, restore or refuse.
+
+    With the steps of DVC that would run; nothing is touched.
+    """
     _plan(root, as_json)
 
 
 def run(dry_run: DryRun = False, root: Root = None) -> None:
-    """Learn what params.yaml asks for: gate, split, learn, evaluate, register; say what to commit."""
+    """Learn and register the stages that params.yaml asks for.
+
+    Runs gate, split, learning, evaluation and registration; says what to commit.
+    """
     if dry_run:
         _plan(root, as_json=False)
         return
@@ -193,7 +206,10 @@ def _plan(root: Path | None, as_json: bool) -> None:
 
 
 def upgrade(dry_run: DryRun = False, root: Root = None, as_json: AsJson = False) -> None:
-    """Move a project to this canal's pipeline; what was learned is restored, never learned again."""
+    """Move a project to this canal's pipeline.
+
+    What was learned is restored, never learned again.
+    """
     moved = app.upgrading.upgrade(open_project(root), dry_run)
     if as_json:
         show_result(moved.to_json(), as_json)

@@ -23,6 +23,7 @@ from canal.cli.parsing import (
     Parent,
     Root,
     declared_source,
+    examples,
     note,
     open_project,
     show_result,
@@ -42,34 +43,36 @@ Table = Annotated[Path | None, typer.Option(help="With --from-novel: the table t
 
 def add_to(to: typer.Typer) -> None:
     """Add the groups `stage`, `tune`, `sums`, `basis` and `backbone` to the command line."""
-    example = "Example: canal"
     stage = typer.Typer(no_args_is_help=True, help="Add a stage, or learn one again on a new branch.")
     stage.command(
-        epilog=f"{example} stage add lung --file lung.h5ad --values counts --batch donor --commit    "
-        "canal stage add myeloid --from-novel novel.csv"
+        epilog=examples(
+            "canal stage add lung --file lung.h5ad --values counts --batch donor --commit",
+            "canal stage add myeloid --from-novel novel.csv",
+        )
     )(add)
     stage.command(
         "map",
-        epilog=f"{example} stage map lung.h5ad --label cell_type --values counts -o map.csv",
+        epilog=examples("canal stage map lung.h5ad --label cell_type --values counts -o map.csv"),
     )(map_labels)
-    stage.command(epilog=f"{example} stage relearn tumour --commit")(relearn)
+    stage.command(epilog=examples("canal stage relearn tumour --commit"))(relearn)
     to.add_typer(stage, name="stage")
     tune = typer.Typer(no_args_is_help=True, help="The study that chooses lambda and L of a stage.")
-    tune.command(epilog=f"{example} tune show kang-ctrl")(show)
-    tune.command(epilog=f"{example} tune run kang-ctrl --jobs 2")(run)
+    tune.command(epilog=examples("canal tune show kang-ctrl"))(show)
+    tune.command(epilog=examples("canal tune run kang-ctrl --jobs 2"))(run)
     to.add_typer(tune, name="tune")
     sums = typer.Typer(no_args_is_help=True, help="The sums that versions keep of what they learned.")
-    sums.command(epilog=f"{example} sums backfill tumour")(backfill)
+    sums.command(epilog=examples("canal sums backfill tumour"))(backfill)
     to.add_typer(sums, name="sums")
     basis = typer.Typer(
         no_args_is_help=True, help="The genes that a lineage's sums are of, and their levels."
     )
-    basis.command(epilog=f"{example} basis export champion -o lab.json")(export)
-    basis.command(epilog=f"{example} basis adopt lab.json --commit")(adopt)
+    basis.command(epilog=examples("canal basis export champion -o lab.json"))(export)
+    basis.command(epilog=examples("canal basis adopt lab.json --commit"))(adopt)
     to.add_typer(basis, name="basis")
     backbone = typer.Typer(no_args_is_help=True, help="The network that a lineage begins with.")
     backbone.command(
-        "import", epilog=f"{example} backbone import panglao_pretrain.pth --genes panglao_10000.h5ad --commit"
+        "import",
+        epilog=examples("canal backbone import panglao_pretrain.pth --genes panglao_10000.h5ad --commit"),
     )(backbone_import)
     to.add_typer(backbone, name="backbone")
 
@@ -103,7 +106,10 @@ def add(
     commit: Commit = False,
     root: Root = None,
 ) -> None:
-    """Declare a new stage in params.yaml if its cells pass the gate; `canal run` then learns it."""
+    """Declare a new stage in params.yaml if its cells pass the gate.
+
+    `canal run` then learns it.
+    """
     of_file: dict[str, Any] = {
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
         "gene_column": gene_column,
@@ -153,7 +159,10 @@ def map_labels(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Propose a cell type for each label of a file: by the model's answers, Cell Ontology ids and names."""
+    """Propose a cell type for each label of a file.
+
+    By the model's answers, Cell Ontology ids and names.
+    """
     declared = {
         "label": label, "values": values, "layer": layer, "batch": batch, "gene_column": gene_column,
         "min_genes": min_genes,
@@ -182,7 +191,10 @@ def relearn(
     commit: Commit = False,
     root: Root = None,
 ) -> None:
-    """Start a new branch of the lineage from this stage on; old versions stay as they are."""
+    """Start a new branch of the lineage from this stage on.
+
+    Old versions stay as they are.
+    """
     relearned = app.declaring.relearn(name, commit, root, dry_run)
     would = "would start a" if dry_run else "a"
     note(f"{would} new branch for {', '.join(relearned)}; `canal run` learns them, old versions stay")
@@ -227,7 +239,10 @@ def run(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a stage's study ahead of `canal run`, which then reuses its trials; no stage is learned."""
+    """Run a stage's study ahead of `canal run`.
+
+    The run reuses its trials; no stage is learned here.
+    """
     document = app.choosing.choose(open_project(root), stage, app.choosing.watch_trials, jobs)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
     show_result(result, as_json)
@@ -241,7 +256,10 @@ def backfill(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a version of a stage with sums of its cells; its network is kept, nothing is trained."""
+    """Register a version of a stage with sums of its cells.
+
+    Its network is kept, nothing is trained.
+    """
     if dry_run:
         for name, what in app.backfilling.planned_backfill(open_project(root), stage).items():
             note(f"{name}: {what}")
@@ -271,7 +289,10 @@ def export(
     ],
     root: Root = None,
 ) -> None:
-    """Write the basis of a version, for another lineage whose sums are to be compatible."""
+    """Write a version's basis, for another lineage.
+
+    Its sums are then compatible with this one's.
+    """
     path = app.beginning.export_basis(open_project(root), version, output)
     note(f"wrote {path}; next, in the other project: canal basis adopt {path.name}")
 
@@ -311,7 +332,10 @@ def backbone_import(
     sign: KeyFile = None,
     root: Root = None,
 ) -> None:
-    """Start the lineage from published weights: check them, register them, name them in params.yaml."""
+    """Start the lineage from published weights.
+
+    They are checked, registered, and named in params.yaml.
+    """
     signed, project = signer(sign), open_project(root)
     files = app.beginning.PublishedFiles(checkpoint, genes, gene2vec)
     if dry_run:
