@@ -173,10 +173,15 @@ def new(
         Path | None,
         typer.Option("-o", "--output", help="File to make; by default ~/.config/canal/key.pem."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a private key, and print the line that a keyring needs."""
     path = output or app.auditing.default_key_file()
-    show_line(app.auditing.new_key(path, name).line)
+    public = app.auditing.new_key(path, name)
+    if as_json:
+        show_result({**public.to_json(), "file": str(path)}, as_json)
+    else:
+        show_line(public.line)
     note(f"wrote {path}, which only you can read; the line above is for the keyring (canal keys add)")
 
 
@@ -189,7 +194,7 @@ def show(file: PrivateFile, as_json: AsJson = False) -> None:
         )
     public = key.public
     if as_json:
-        show_result({"name": public.name, "key": public.line, "fingerprint": public.fingerprint}, as_json)
+        show_result(public.to_json(), as_json)
         return
     show_line(public.line)
 
@@ -204,12 +209,16 @@ def add(
             help="May sign: register, promote, rollback, retire, erase, merge, rebuild, anchor; else all.",
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Add a public key to a keyring.
 
     It says whose signatures canal audit --require-signed accepts, and for what.
     """
     key = app.auditing.add_to_keyring(keyring, line, roles)
+    if as_json:
+        may = None if key.roles is None else sorted(key.roles)
+        show_result({**key.to_json(), "keyring": str(keyring), "roles": may}, as_json)
     allowed = "everything" if key.roles is None else ", ".join(sorted(key.roles))
     note(f"{keyring} holds the key of {key.name}, fingerprint {key.fingerprint[:16]}..., for {allowed}")
 

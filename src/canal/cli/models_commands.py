@@ -74,7 +74,10 @@ def show(
 
 def remove(
     name: Annotated[str, typer.Argument(help="A name on the shelf.", autocompletion=complete_shelved)],
+    as_json: AsJson = False,
 ) -> None:
     """Take a model from the shelf; files it was added from stay."""
     app.shelf.remove_model(name)
+    if as_json:
+        show_result({"removed": name}, as_json)
     note(f"{name} is no longer on the shelf")

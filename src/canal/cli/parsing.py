@@ -51,7 +51,26 @@ def shown_examples(epilog: str) -> list[str]:
     return [line.strip() for line in re.sub(r" \\\n +", " ", render(epilog).plain).splitlines()[1:]]
 
 
-Root = Annotated[Path | None, typer.Option("--root", help="Project folder; by default this one.")]
+def _project_folder(context: typer.Context, root: Path | None) -> Path | None:
+    """Return the folder of ``--root``; without it that of the project around the working directory.
+
+    None where the working directory is the project's folder, or there is no project around it.
+    """
+    here = Path.cwd()
+    if root is not None or (here / "params.yaml").exists():
+        return root
+    found = app.project.project_above(here)
+    if found is not None and not context.resilient_parsing:
+        note(f"project: {found}")
+    return found
+
+
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--root", callback=_project_folder, help="Project folder; by default this one, or the next above it."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Commit = Annotated[bool, typer.Option("--commit", help="Commit params.yaml to git.")]
 DryRun = Annotated[

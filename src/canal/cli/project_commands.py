@@ -84,6 +84,7 @@ def init(
         list[str] | None, typer.Option(metavar="TYPE", help="Of a stream: a type to hold out as novel.")
     ] = None,
     dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Begin a project of your own, or canal's demonstration.
 
@@ -102,9 +103,16 @@ def init(
         wish = replace(wish, first=app.creating.FirstStage(name, of_first))
     if stream is not None:
         wish = replace(wish, stream=_found_stream(stream, of_file, of_stream, folder))
-    made = app.creating.create(
-        folder, wish, lambda verdict: show_result(verdict_table(verdict), as_json=False), dry_run
-    )
+    verdicts: list[Any] = []
+    show = verdicts.append if as_json else lambda one: show_result(verdict_table(one), as_json=False)
+    made = app.creating.create(folder, wish, show, dry_run)
+    if as_json:
+        committed = not dry_run and made.problem is None
+        document = {
+            "root": str(made.root), "files": list(made.files), "dry_run": dry_run, "committed": committed,
+            "problem": made.problem, "verdicts": [one.document() for one in verdicts],
+        }  # fmt: skip
+        show_result(document, as_json)
     if dry_run:
         note(f"would make {made.root}, of {len(made.files)} files: {', '.join(made.files)}")
         return
@@ -174,15 +182,15 @@ def plan(root: Root = None, as_json: AsJson = False) -> None:
     _plan(root, as_json)
 
 
-def run(dry_run: DryRun = False, root: Root = None) -> None:
+def run(dry_run: DryRun = False, root: Root = None, as_json: AsJson = False) -> None:
     """Learn and register the stages that params.yaml asks for.
 
     Runs gate, split, learning, evaluation and registration; says what to commit.
     """
     if dry_run:
-        _plan(root, as_json=False)
+        _plan(root, as_json)
         return
-    raise typer.Exit(app.running.main(root))
+    raise typer.Exit(app.running.main(root, as_json))
 
 
 def _plan(root: Path | None, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The command line's entry point `main`, and the commands versions, show, registry and report."""
+"""The command line's entry point `main`, and the commands versions, show, diff, registry and report."""
 
 import os
 import sys
@@ -18,10 +18,10 @@ from canal.cli import (
     versions_commands,
 )
 from canal.cli.parsing import AsJson, KeyFile, Root, examples, note, open_project, show_result, signer
-from canal.core.errors import CanalError, tell
+from canal.core.errors import CanalError, RegistryError, tell
 from canal.core.files import system_refusal
 from canal.core.packages import DISTRIBUTION, named_packages, other_canal
-from canal.report.registry_tables import rebuilt_table, rebuilt_view
+from canal.report.registry_tables import difference_group, rebuilt_table, rebuilt_view
 from canal.report.terminal import lineage_report, version_panel, versions_table
 from canal.runtime.startup import INTERRUPTED, begin, exit_code, leave
 
@@ -144,6 +144,39 @@ def show(
     show_result(view if as_json else version_panel(view), as_json)
 
 
+@command_line.command(epilog=examples("canal diff 2 3", "canal diff 2 3 lab.h5ad --cells changed.csv"))
+def diff(
+    before: Annotated[str, typer.Argument(metavar="V1", help="Number or alias.")],
+    after: Annotated[str, typer.Argument(metavar="V2", help="Number or alias.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE.h5ad]", help="Cells that both are to label.")
+    ] = None,
+    cells: Annotated[
+        Path | None, typer.Option(help="Write the file's cells whose label changes, as CSV.")
+    ] = None,
+    layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
+    values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",
+    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the differences between two versions.
+
+    Of a file, also the cells whose label changes, by old and new type.
+    """
+    if cells is not None and file is None:
+        raise RegistryError("--cells lists the cells of a file: name the file")
+    options = None
+    if file is not None:
+        options = app.promoting.Options(layer=layer, values=values, gene_column=gene_column)
+    difference = app.promoting.diff(open_project(root), before, after, file, options, note)
+    if cells is not None and difference.cells is not None:
+        difference.cells.write(cells)
+        note(f"wrote {cells}: {len(difference.cells.table)} cells")
+    document = difference.to_json()
+    show_result(document if as_json else difference_group(document), as_json)
+
+
 @registry_app.command("sync", epilog=examples("canal registry sync"))
 def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = False) -> None:
     """Register every finished stage that is not registered yet.
@@ -205,9 +238,13 @@ def registry_rebuild(
 def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for index.html.")] = Path("report"),
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the offline HTML report of the run, with its figures."""
-    note(f"wrote {app.versions.write_page(open_project(root), output)}")
+    page = app.versions.write_page(open_project(root), output)
+    if as_json:
+        show_result({"page": str(page)}, as_json)
+    note(f"wrote {page}")
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ def add(
     dry_run: DryRun = False,
     commit: Commit = False,
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
     """Declare a new stage in params.yaml if its cells pass the gate.
 
@@ -124,12 +125,22 @@ def add(
         naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
         options = app.discovering.SheetOptions(from_novel, file, naming, parent, fixed, min_genes, grow)
         addition = app.discovering.propose_from_novel(name, options, root)
-    show_result(verdict_table(addition.verdict, everything), as_json=False)
+    passed, lines = addition.verdict.passed, added_lines(addition.before, addition.text)
+    document = {
+        "stage": name, "added": passed and not dry_run, "committed": passed and commit and not dry_run,
+        "dry_run": dry_run, "changes": lines, "verdict": addition.verdict.document(),
+    }  # fmt: skip
+    if not as_json:
+        show_result(verdict_table(addition.verdict, everything), as_json=False)
+    elif dry_run or not passed:
+        show_result(document, as_json)
     if dry_run:
         app.declaring.require_passed(addition)
-        note(f"would add to params.yaml:\n{added_lines(addition.before, addition.text)}")
+        note(f"would add to params.yaml:\n{lines}")
         return
     app.declaring.add_stage(addition, commit, root)
+    if as_json:
+        show_result(document, as_json)
     added = f"added stage {name} to params.yaml"
     if commit:
         note(f"{added} and committed it; next: canal run")
@@ -190,12 +201,16 @@ def relearn(
     dry_run: DryRun = False,
     commit: Commit = False,
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
     """Start a new branch of the lineage from this stage on.
 
     Old versions stay as they are.
     """
     relearned = app.declaring.relearn(name, commit, root, dry_run)
+    if as_json:
+        committed = commit and not dry_run
+        show_result({"stages": relearned, "dry_run": dry_run, "committed": committed}, as_json)
     would = "would start a" if dry_run else "a"
     note(f"{would} new branch for {', '.join(relearned)}; `canal run` learns them, old versions stay")
 
@@ -261,7 +276,11 @@ def backfill(
     Its network is kept, nothing is trained.
     """
     if dry_run:
-        for name, what in app.backfilling.planned_backfill(open_project(root), stage).items():
+        planned = app.backfilling.planned_backfill(open_project(root), stage)
+        if as_json:
+            show_result({"dry_run": True, "stages": planned}, as_json)
+            return
+        for name, what in planned.items():
             note(f"{name}: {what}")
         return
     signed = signer(sign)
@@ -288,12 +307,15 @@ def export(
         Path, typer.Option("-o", "--output", help="A file .json, or a folder to write basis.json into.")
     ],
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a version's basis, for another lineage.
 
     Its sums are then compatible with this one's.
     """
     path = app.beginning.export_basis(open_project(root), version, output)
+    if as_json:
+        show_result({"file": str(path)}, as_json)
     note(f"wrote {path}; next, in the other project: canal basis adopt {path.name}")
 
 
@@ -307,14 +329,14 @@ def adopt(
     """Adopt another lineage's basis, in a project without learned stages."""
     project = open_project(root)
     made = app.beginning.adopt_basis(project, path, dry_run)
-    if dry_run:
+    if dry_run and not as_json:
         what = "params.yaml would name it" if made.changed else "params.yaml names it already"
         note(f"{made.path}: {made.genes} genes, chosen on cells of {', '.join(made.seen)}; {what}")
         return
-    if commit:
+    if commit and not dry_run:
         project.commit(f"Adopt basis {made.digest[:12]}", made.path)
     if as_json:
-        show_result(made.to_json(), as_json)
+        show_result({**made.to_json(), "dry_run": dry_run}, as_json)
         return
     what = "params.yaml names it" if made.changed else "nothing to do: params.yaml names it already"
     note(f"{made.path}: {made.genes} genes, chosen on cells of {', '.join(made.seen)}; {what}")
@@ -331,6 +353,7 @@ def backbone_import(
     commit: Commit = False,
     sign: KeyFile = None,
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
     """Start the lineage from published weights.
 
@@ -340,6 +363,9 @@ def backbone_import(
     files = app.beginning.PublishedFiles(checkpoint, genes, gene2vec)
     if dry_run:
         found = app.beginning.read_backbone(files, project.config.backbone.preset)
+        if as_json:
+            show_result({**app.beginning.backbone_facts(files.name, found), "dry_run": True}, as_json)
+            return
         note(
             f"{checkpoint.name} fits: {len(found.vocabulary)} genes, {found.config.depth} blocks of width "
             f"{found.config.dim}; it would be registered, and backbones/{files.name} named in params.yaml"
@@ -349,6 +375,10 @@ def backbone_import(
     if commit:
         project.commit(f"Import backbone {imported.folder.name}")
     backbone, version = imported.backbone, imported.version
+    if as_json:
+        facts = app.beginning.backbone_facts(imported.folder.name, backbone)
+        of_version = {"version": version.number, "committed": commit, "conflict": imported.conflict}
+        show_result({**facts, "dry_run": False, **of_version}, as_json)
     note(
         f"imported {checkpoint.name}: {len(backbone.vocabulary)} genes, {backbone.config.depth} blocks of "
         f"width {backbone.config.dim}; it is {version.model} {version.number}, and params.yaml names it"

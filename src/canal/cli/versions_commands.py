@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,7 +25,10 @@ from canal.report.cell_tables import erased_group, forward_group, impact_group, 
 from canal.report.exchange_tables import merged_group, shared_group
 from canal.report.lineage_page import dot as as_dot
 from canal.report.lineage_page import lineage_tree, write_lineage
-from canal.report.registry_tables import comparison_table, difference_group, rulings_table
+from canal.report.registry_tables import comparison_table, rulings_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 OneBatch = Annotated[str | None, typer.Option(help="One batch of it, such as a donor.")]
 NamedCells = Annotated[
@@ -57,7 +60,6 @@ def add_to(to: typer.Typer) -> None:
         merge
     )
     to.command(epilog=examples("canal share champion -o site-b.canal"))(share)
-    to.command(epilog=examples("canal diff 2 3", "canal diff 2 3 lab.h5ad --cells changed.csv"))(diff)
 
 
 def promote(
@@ -137,6 +139,7 @@ def rollback(
     dry_run: DryRun = False,
     sign: KeyFile = None,
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make the previous champion, or another version, serve again.
 
@@ -144,9 +147,11 @@ def rollback(
     """
     decision = app.promoting.Decision(by, why, signer(sign, by))
     if dry_run:
-        _plan_move(root, "rollback", to, decision)
+        _plan_move(root, "rollback", to, decision, as_json)
         return
     entry = app.promoting.rollback(open_project(root), to, decision)
+    if as_json:
+        show_result(_moved(entry.kind, entry.version, entry.aliases, entry.document), as_json)
     note(_ledger_message(f"version {entry.version} is the champion again", entry.seq))
 
 
@@ -157,13 +162,16 @@ def retire(
     dry_run: DryRun = False,
     sign: KeyFile = None,
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
     """Retire a version: it never serves again; its artifacts are kept."""
     decision = app.promoting.Decision(by, why, signer(sign, by))
     if dry_run:
-        _plan_move(root, "retire", version, decision)
+        _plan_move(root, "retire", version, decision, as_json)
         return
     entry = app.promoting.retire(open_project(root), version, decision)
+    if as_json:
+        show_result(_moved(entry.kind, entry.version, entry.aliases, entry.document), as_json)
     note(_ledger_message(f"version {entry.version} is retired", entry.seq))
 
 
@@ -172,14 +180,27 @@ def _plan_move(
     action: Literal["rollback", "retire"],
     wanted: str | None,
     decision: "app.promoting.Decision",
+    as_json: bool,
 ) -> None:
     """Say what a decision would record; nothing is moved."""
     draft = app.promoting.planned_move(open_project(root), action, wanted, decision)
+    if as_json:
+        show_result(_moved(draft.kind, draft.version, draft.aliases, None), as_json)
+        return
     moves = ", ".join(
         f"{alias} would be taken away" if number is None else f"{alias} would point to version {number}"
         for alias, number in draft.aliases.items()
     )
     note(f"{draft.kind} of version {draft.version}: {moves or 'no alias would move'}; nothing was changed")
+
+
+def _moved(
+    kind: str, version: int, aliases: "Mapping[str, int | None]", entry: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return a move as a JSON document; without an entry of the ledger it was not made (``--dry-run``)."""
+    return {
+        "kind": kind, "version": version, "aliases": dict(aliases), "dry_run": entry is None, "entry": entry,
+    }  # fmt: skip
 
 
 def _ledger_message(what: str, seq: int) -> str:
@@ -360,35 +381,3 @@ def share(
     """
     document = app.sharing.share(open_project(root), version, output, min_cells, overlap_key).to_json()
     show_result(document if as_json else shared_group(document), as_json)
-
-
-def diff(
-    before: Annotated[str, typer.Argument(metavar="V1", help="Number or alias.")],
-    after: Annotated[str, typer.Argument(metavar="V2", help="Number or alias.")],
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE.h5ad]", help="Cells that both are to label.")
-    ] = None,
-    cells: Annotated[
-        Path | None, typer.Option(help="Write the file's cells whose label changes, as CSV.")
-    ] = None,
-    layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
-    values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",
-    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
-    root: Root = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the differences between two versions.
-
-    Of a file, also the cells whose label changes, by old and new type.
-    """
-    if cells is not None and file is None:
-        raise RegistryError("--cells lists the cells of a file: name the file")
-    options = None
-    if file is not None:
-        options = app.promoting.Options(layer=layer, values=values, gene_column=gene_column)
-    difference = app.promoting.diff(open_project(root), before, after, file, options, note)
-    if cells is not None and difference.cells is not None:
-        difference.cells.write(cells)
-        note(f"wrote {cells}: {len(difference.cells.table)} cells")
-    document = difference.to_json()
-    show_result(document if as_json else difference_group(document), as_json)
