@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from canal.app import creating as creating
     from canal.app import declaring as declaring
     from canal.app import discovering as discovering
+    from canal.app import doctor as doctor
     from canal.app import erasing as erasing
     from canal.app import harmonising as harmonising
     from canal.app import impact as impact
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from canal.app import serving as serving
     from canal.app import sharing as sharing
     from canal.app import shelf as shelf
+    from canal.app import status as status
     from canal.app import streams as streams
     from canal.app import tasks as tasks
     from canal.app import teaching as teaching
@@ -48,6 +50,7 @@ __all__ = [
     "creating",
     "declaring",
     "discovering",
+    "doctor",
     "erasing",
     "harmonising",
     "impact",
@@ -63,6 +66,7 @@ __all__ = [
     "serving",
     "sharing",
     "shelf",
+    "status",
     "tasks",
     "teaching",
     "tracing",

@@ -237,6 +237,11 @@ class Project:
         return self.config.stages[stage].source
 
 
+def is_project(folder: Path) -> bool:
+    """Whether a folder has the file of a project's parameters."""
+    return Layout(folder).params.exists()
+
+
 def project_above(folder: Path) -> Path | None:
     """Return the nearest folder above ``folder`` that is a project of canal, as git finds a repository.
 

@@ -57,7 +57,7 @@ def _project_folder(context: typer.Context, root: Path | None) -> Path | None:
     None where the working directory is the project's folder, or there is no project around it.
     """
     here = Path.cwd()
-    if root is not None or (here / "params.yaml").exists():
+    if root is not None or app.project.is_project(here):
         return root
     found = app.project.project_above(here)
     if found is not None and not context.resilient_parsing:

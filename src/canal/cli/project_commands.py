@@ -1,4 +1,4 @@
-"""Commands about a project as a whole: init, plan, run, upgrade."""
+"""Commands about a project as a whole: init, plan, run, status, doctor, upgrade."""
 
 import os
 import shlex
@@ -27,13 +27,13 @@ from canal.cli.parsing import (
 )
 from canal.core.errors import ConfigError
 from canal.report.gate_tables import verdict_table
-from canal.report.terminal import plan_table
+from canal.report.project_tables import doctor_table, plan_table, status_group
 
 Method = Literal["exact", "combined", "published"]
 
 
 def add_to(to: typer.Typer) -> None:
-    """Add the commands `init`, `plan`, `run` and `upgrade` to the command line."""
+    """Add this module's commands to the command line."""
     to.command(
         epilog=examples(
             "canal init demo --demo",
@@ -43,6 +43,8 @@ def add_to(to: typer.Typer) -> None:
     )(init)
     to.command(epilog=examples("canal plan", "canal plan --json | jq '.stages[] | {stage, fate}'"))(plan)
     to.command(epilog=examples("canal run", "canal run --dry-run"))(run)
+    to.command(epilog=examples("canal status", "canal status --json | jq '.needs[].command'"))(status)
+    to.command(epilog=examples("canal doctor", "canal doctor --json | jq '.[] | .found'"))(doctor)
     to.command(epilog=examples("canal upgrade --dry-run", "canal upgrade"))(upgrade)
 
 
@@ -211,6 +213,32 @@ def _plan(root: Path | None, as_json: bool) -> None:
         note("nothing to do: everything that params.yaml asks for is here")
     else:
         note(f"next: canal run ({len(planned.steps)} of {planned.n_steps} steps; {learned} to learn)")
+
+
+def status(root: Root = None, as_json: AsJson = False) -> None:
+    """Show which version serves, what is new and what waits for you.
+
+    With the command that does it. Nothing is changed; `canal doctor` looks for what is broken.
+    """
+    if root is None and not app.project.is_project(Path.cwd()):
+        found = app.status.no_project(Path.cwd())
+    else:
+        found = app.status.status(open_project(root))
+    show_result(found if as_json else status_group(found), as_json)
+
+
+def doctor(root: Root = None, as_json: AsJson = False) -> None:
+    """Check canal, its packages, the project and this machine.
+
+    For when other commands fail, also outside of projects; nothing is changed. Exit code 1 if anything is
+    broken.
+    """
+    checks = app.doctor.doctor(root or Path.cwd())
+    show_result(checks if as_json else doctor_table(checks), as_json)
+    broken = [one["name"] for one in checks if one["state"] == "broken"]
+    if broken:
+        note(f"canal: broken: {', '.join(broken)}")
+        raise typer.Exit(1)
 
 
 def upgrade(dry_run: DryRun = False, root: Root = None, as_json: AsJson = False) -> None:

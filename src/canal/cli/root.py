@@ -41,7 +41,7 @@ PANELS = {
     ),
     "Prove": ("lineage", "impact", "audit", "ledger", "keys", "unlearn", "erase", "schema"),
     "Share": ("export", "import", "share", "merge"),
-    "Project": ("init", "upgrade"),
+    "Project": ("status", "init", "doctor", "upgrade"),
 }
 """The panels of `canal --help` -> their commands, the most used first."""
 

@@ -31,8 +31,8 @@ from canal.cli.parsing import (
 )
 from canal.core.errors import ConfigError
 from canal.report.gate_tables import map_table, verdict_table
+from canal.report.project_tables import added_lines
 from canal.report.study_figures import front_rows, tuning_table
-from canal.report.terminal import added_lines
 
 if TYPE_CHECKING:
     from canal.app.backfilling import Backfilled

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import unified_diff
 from typing import Any
 
 from rich import box
@@ -79,45 +78,6 @@ def matrix_table(evaluations: Sequence[Document]) -> Table:
 def rules_fit(names: Iterable[str]) -> bool:
     """Whether names of rules are short enough for one line each, on a narrow terminal, too."""
     return max(map(len, names), default=0) <= _ROOM_FOR_RULE
-
-
-_FATES = {"learn": "green", "register": "green", "restore": "cyan", "keep": "dim", "refuse": "bold red"}
-
-
-def plan_table(planned: Mapping[str, Any]) -> Table:
-    """Return what a run would do, stage by stage, and the other steps of DVC (`canal.app.planning.Plan`)."""
-    found = table("What a run would do")
-    found.add_column("stage", overflow="fold", style="bold")
-    found.add_column("", no_wrap=True)
-    found.add_column("version", justify="right")
-    found.add_column("why", overflow="fold")
-    found.add_column("steps of DVC", overflow="fold", style="dim")
-    for one in planned["stages"]:
-        version = "" if one["version"] is None else one["version"]
-        steps = ", ".join(step.partition("@")[0] for step in one["steps"])
-        found.add_row(
-            text(one["stage"]),
-            text(one["fate"], _FATES[one["fate"]]),
-            text(version),
-            text(one["why"]),
-            text(steps),
-        )
-    own = {step for one in planned["stages"] for step in one["steps"]}
-    for step, reason in planned["steps"].items():
-        if step not in own:
-            found.add_row(text(step), text("run"), "", text(reason), "")
-    if perhaps := len(planned["perhaps"]):
-        steps = "1 more step" if perhaps == 1 else f"{perhaps} more steps"
-        found.caption = f"{steps} of DVC, only if one before them makes other bytes than last time"
-    return found
-
-
-def added_lines(before: str, after: str) -> str:
-    """Return the lines of a text that an earlier one lacks or has otherwise, as `diff` shows them."""
-    lines = unified_diff(
-        before.splitlines(), after.splitlines(), "params.yaml", "params.yaml", n=1, lineterm=""
-    )
-    return "\n".join(lines)
 
 
 def versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:

@@ -1,0 +1,338 @@
+"""`canal doctor`: whether canal, its packages, the project, its registry and the machine are in order.
+
+For when other commands fail: it works outside of projects and in damaged ones, each check by itself, and
+changes nothing.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from canal.app.creating import require_used
+from canal.app.planning import require_mergeable
+from canal.app.project import Project, git, last_line
+from canal.config.layout import Layout
+from canal.config.yaml_file import parse_yaml
+from canal.core import __version__
+from canal.core.errors import CanalError, without_secrets
+from canal.core.packages import DISTRIBUTION, EXTRAS, install_hint, other_canal
+from canal.registry.ledger.ledger import ledger_aliases
+from canal.registry.ledger.mirror import mirrored
+from canal.registry.manifest.stage_request import uncommitted_files
+from canal.registry.promotion.moves import ledger_of
+from canal.registry.store.store import half_rebuilt
+from canal.runtime.startup import own_code
+
+State = Literal["ok", "look", "broken"]
+
+_SHOWN = 3
+_PYTHON = ((3, 11), (3, 14))
+_LITTLE, _TOO_LITTLE = 5e9, 5e8
+"""Bytes of free disk below which a run may fail, and will."""
+_ANSWER_S = 60
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: ``ok``, worth a ``look``, or ``broken``; what was found, and how to mend it."""
+
+    name: str
+    state: State
+    found: str
+    mend: str = ""
+
+
+def doctor(folder: Path) -> list[dict[str, Any]]:
+    """Return the result of each check of canal, the project in ``folder`` if there is one, and the machine.
+
+    A check that fails itself is broken, with what it said.
+    """
+    examined = _Examined(Layout(folder.resolve()))
+    of_project = (
+        ("params.yaml", examined.params), ("pipeline", examined.pipeline), ("git", examined.git),
+        ("DVC", examined.dvc), ("registry", examined.registry), ("ledger", examined.ledger),
+        ("locks", examined.locks), ("caches", examined.caches),
+    )  # fmt: skip
+    everywhere = (
+        ("Python", _python), ("packages", lambda: _packages(examined.layout.root)), ("extras", _extras),
+        ("project", examined.project), *(of_project if examined.is_project else ()),
+        ("disk", lambda: _disk(examined.layout.root)), ("machine", _machine),
+    )  # fmt: skip
+    return [asdict(one) for name, check in everywhere for one in _results(name, check)]
+
+
+def _results(name: str, check: Callable[[], Iterator[Check]]) -> list[Check]:
+    found: list[Check] = []
+    try:
+        found += check()
+    except CanalError as error:
+        found.append(Check(name, "broken", str(error), "see the message"))
+    except Exception as error:  # whatever is damaged, the other checks are still of use
+        found.append(Check(name, "broken", f"could not be checked: {type(error).__name__}: {error}"))
+    return found
+
+
+def _python() -> Iterator[Check]:
+    ours = ".".join(map(str, sys.version_info[:3]))
+    lowest, beyond = (".".join(map(str, one)) for one in _PYTHON)
+    fits = _PYTHON[0] <= sys.version_info[:2] < _PYTHON[1]
+    mend = "" if fits else f"make an environment with a Python from {lowest} on, below {beyond}"
+    found = f"canal {__version__} in {Path(__file__).parents[1]}, Python {ours}"
+    yield Check("Python", "ok" if fits else "broken", found, mend)
+    if clash := other_canal():
+        yield Check("another canal", "broken", clash, "see the message")
+
+
+def _packages(root: Path) -> Iterator[Check]:
+    """Compare installed packages with the project's pins, where it has some."""
+    pins = root / "constraints.txt"
+    if not pins.is_file():
+        yield Check("packages", "ok", "the project pins none (no constraints.txt)")
+        return
+    pinned, others = 0, []
+    for line in pins.read_text(encoding="utf-8").splitlines():
+        name, separator, wanted = line.partition("#")[0].partition(";")[0].strip().partition("==")
+        if not separator:
+            continue
+        try:
+            installed = version(name.partition("[")[0].strip())
+        except PackageNotFoundError:
+            continue  # of an extra that is not installed
+        pinned += 1
+        if installed.partition("+")[0] != wanted.strip().partition("+")[0]:
+            others.append(f"{name} {installed} (pinned: {wanted.strip()})")
+    if others:
+        mend = f"pip install -c {pins.name} {DISTRIBUTION}"
+        yield Check("packages", "look", f"{len(others)} of {pinned} are not as pinned: {_some(others)}", mend)
+    else:
+        yield Check("packages", "ok", f"{pinned} are as {pins.name} pins them")
+
+
+def _extras() -> Iterator[Check]:
+    lacking = {}
+    for extra, (what, modules) in EXTRAS.items():
+        if gone := [module for module in modules if find_spec(module) is None]:
+            lacking[extra] = f"{extra}: {what} ({', '.join(gone)} missing)"
+    present = [extra for extra in EXTRAS if extra not in lacking]
+    absent = f"; absent: {'; '.join(lacking.values())}" if lacking else ""
+    mend = f"only where you need one: {install_hint('EXTRA')}" if lacking else ""
+    yield Check("extras", "ok", f"installed: {', '.join(present) or 'none'}{absent}", mend)
+
+
+class _Examined:
+    """A folder, and the checks of the project in it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    @property
+    def is_project(self) -> bool:
+        return self.layout.params.exists() or (self.layout.root / "dvc.yaml").exists()
+
+    @cached_property
+    def opened(self) -> Project:
+        return Project.open(self.layout.root)
+
+    def project(self) -> Iterator[Check]:
+        if not self.is_project:
+            found = f"{self.layout.root} is in no project"
+            yield Check(
+                "project", "look", found, "canal init NAME begins one; canal annotate --model needs none"
+            )
+            return
+        gone = [name for name in EXTRAS["project"][1] if find_spec(name) is None]
+        if gone:
+            yield Check(
+                "project", "broken", f"packages are missing: {', '.join(gone)}", install_hint("project")
+            )
+        writable = os.access(self.layout.root, os.W_OK)
+        found = f"{self.layout.root}{'' if writable else ', read-only for this user'}"
+        yield Check(
+            "project", "ok" if writable else "look", found, "" if writable else "copy it to learn in it"
+        )
+
+    def params(self) -> Iterator[Check]:
+        stages = list(self.opened.config.stages)
+        yield Check("params.yaml", "ok", f"{len(stages)} stages: {_some(stages)}")
+
+    def pipeline(self) -> Iterator[Check]:
+        require_mergeable(self.layout.root)
+        require_used(self.layout.root, renew=False)
+        yield Check("pipeline", "ok", f"is that of canal {__version__}")
+
+    def git(self) -> Iterator[Check]:
+        if shutil.which("git") is None:
+            yield Check("git", "broken", "git is not installed", "install git")
+            return
+        changed = uncommitted_files(self.layout.root)
+        if changed is None:
+            mend = "git init, git add --all, git commit"
+            yield Check("git", "look", "the folder is no git repository with a commit", mend)
+        elif changed:
+            found = f"{len(changed)} files are not committed as they are here: {_some(changed)}"
+            yield Check("git", "look", found, "git status, then commit: what is learned now counts as dirty")
+        else:
+            yield Check("git", "ok", "code and parameters are committed")
+
+    def dvc(self) -> Iterator[Check]:
+        """Look for the files of dvc.lock here, in DVC's cache, then on its remote."""
+        path = self.layout.root / "dvc.lock"
+        if not path.is_file():
+            yield Check("DVC", "look", "nothing was learned here yet (no dvc.lock)", "canal run")
+            return
+        document = parse_yaml(path.read_bytes(), path.name) or {}
+        outs = {
+            str(out["path"]): str(out.get("md5", ""))
+            for step in (document.get("stages") or {}).values()
+            for out in step.get("outs") or ()
+        }
+        gone = [name for name in outs if not (self.layout.root / name).exists()]
+        cache = self.layout.root / ".dvc" / "cache" / "files" / "md5"
+        lost = [name for name in gone if not (cache / outs[name][:2] / outs[name][2:]).exists()]
+        remote = git(self.layout.root, "config", "--file", ".dvc/config", "core.remote").stdout.strip()
+        what = f"{len(outs)} outs in dvc.lock"
+        if lost and remote:
+            yield self._on_remote(lost, remote)
+        elif lost:
+            found = f"{what}; neither here nor in DVC's cache, and there is no remote: {_some(lost)}"
+            yield Check(
+                "DVC", "broken", found, "copy .dvc/cache from where they were learned; else canal plan"
+            )
+        elif gone:
+            found = f"{what}; in DVC's cache, but not here: {_some(gone)}"
+            yield Check("DVC", "look", found, "dvc checkout")
+        else:
+            yield Check("DVC", "ok", f"{what}, all here{f'; remote {remote}' if remote else '; no remote'}")
+
+    def _on_remote(self, lost: list[str], remote: str) -> Check:
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", "status", "--cloud", "--json"], cwd=self.layout.root,
+            env=own_code(), capture_output=True, text=True, check=False, timeout=_ANSWER_S,
+        )  # fmt: skip
+        if done.returncode:
+            said = without_secrets(last_line(done), remote)
+            return Check(
+                "DVC", "broken", f"{_some(lost)}: not here, and remote {remote} says: {said}", "dvc pull"
+            )
+        answer = json.loads(done.stdout or "{}")
+        nowhere = [name for name in lost if answer.get(name) == "missing"]
+        if nowhere:
+            found = f"neither here nor on remote {remote}: {_some(nowhere)}"
+            return Check("DVC", "broken", found, "dvc push where they were learned, then dvc pull here")
+        return Check("DVC", "look", f"only on remote {remote}: {_some(lost)}", "dvc pull")
+
+    def registry(self) -> Iterator[Check]:
+        store, entries = self.opened.store, ledger_of(self.opened.store).entries()
+        registered = {entry.version for entry in entries if entry.kind == "register"}
+        if not store.exists and not registered:
+            yield Check("registry", "ok", f"{store.shown}: no version yet")
+            return
+        if not store.exists:
+            found = f"{store.shown} is gone; the ledger names {len(registered)} versions"
+            yield Check("registry", "broken", found, "canal registry rebuild")
+            return
+        if half_rebuilt(store):
+            yield Check("registry", "broken", f"{store.shown} is half rebuilt", "canal registry sync")
+        versions = [one for one in (*store.versions(), *store.versions(store.names.backbone)) if one.ready]
+        away = [] if store.remote else [one for one in versions if store.local_artifacts(one) is None]
+        if lost := [f"version {one.number} ({one.stage})" for one in away if not one.erased]:
+            mend = f"bring back {self.layout.artifacts.name}/, or canal registry rebuild"
+            yield Check("registry", "broken", f"files are missing: {_some(lost)}", mend)
+        else:
+            yield Check("registry", "ok", f"{store.shown}: {len(versions)} versions")
+        here = {alias: one.number for one in store.versions() for alias in one.aliases}
+        said = {name: one for name, one in ledger_aliases(entries, store.names.model).items() if one}
+        if differ := sorted(name for name in {*here, *said} if here.get(name) != said.get(name)):
+            found = ", ".join(f"{name}: {here.get(name)}, ledger {said.get(name)}" for name in differ)
+            yield Check(
+                "aliases", "broken", f"registry and ledger disagree: {found}", "canal audit, canal ledger"
+            )
+
+    def ledger(self) -> Iterator[Check]:
+        store = self.opened.store
+        entries = ledger_of(store).entries()
+        if self.layout.pending.is_file():
+            yield Check("ledger", "look", "a move of aliases was interrupted", "canal registry sync")
+        if store.remote and entries:
+            further = len(mirrored(store)) - len(entries)
+            if further > 0:
+                found = f"{store.shown} has {further} further entries"
+                yield Check("ledger", "look", found, "canal ledger --catch-up")
+            elif further:
+                found = f"{store.shown} lacks {-further} entries of this ledger"
+                yield Check("ledger", "broken", found, "canal audit")
+        yield Check("ledger", "ok", f"{len(entries)} entries, and their chain holds")
+
+    def locks(self) -> Iterator[Check]:
+        """Look for locks that a process holds, and DVC's file of locks that a kill truncated."""
+        held = [path.stem for path in sorted(self.layout.private.glob("locks/*.lock")) if _held(path)]
+        if held:
+            found = f"a process of canal is at work here: {', '.join(held)}"
+            yield Check("locks", "look", found, "wait for it, or end it")
+        path = self.layout.root / ".dvc" / "tmp" / "rwlock"
+        try:
+            json.loads(path.read_bytes() if path.is_file() else b"{}")
+        except ValueError:
+            yield Check(
+                "locks", "look", f"{path.name} of DVC was truncated by a kill", "canal run removes it"
+            )
+        else:
+            if not held:
+                yield Check("locks", "ok", "none is held")
+
+    def caches(self) -> Iterator[Check]:
+        places = {
+            ".canal": (self.layout.private, "may be deleted while nothing runs"),
+            ".dvc/cache": (self.layout.root / ".dvc" / "cache", "dvc gc --workspace --all-commits"),
+        }
+        for name, (folder, mend) in places.items():
+            yield Check("caches", "ok", f"{name}: {_size(folder) / 1e6:,.0f} MB", f"if too large: {mend}")
+
+
+def _held(path: Path) -> bool:
+    """Whether a process holds a lock file; asking changes nothing."""
+    with path.open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of the files below a folder; links are not followed."""
+    return sum((Path(above) / name).lstat().st_size for above, _, names in os.walk(folder) for name in names)
+
+
+def _disk(folder: Path) -> Iterator[Check]:
+    free = shutil.disk_usage(folder).free
+    state: State = "broken" if free < _TOO_LITTLE else "look" if free < _LITTLE else "ok"
+    yield Check("disk", state, f"{free / 1e9:,.1f} GB free", "" if state == "ok" else "make room")
+
+
+def _machine() -> Iterator[Check]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = f"{cores} cores, {memory / 1e9:,.0f} GB of memory"
+    if threads.isdecimal() and int(threads) > cores:
+        mend = "unset OMP_NUM_THREADS"
+        yield Check("machine", "look", f"{found}; OMP_NUM_THREADS={threads} asks for more threads", mend)
+    else:
+        yield Check("machine", "ok", f"{found}{f'; OMP_NUM_THREADS={threads}' if threads else ''}")
+
+
+def _some(names: list[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
