@@ -40,6 +40,7 @@ _PYTHON = ((3, 11), (3, 14))
 _LITTLE, _TOO_LITTLE = 5e9, 5e8
 """Bytes of free disk below which a run may fail, and will."""
 _ANSWER_S = 60
+_UNREAD = ("not checked: params.yaml cannot be read", "mend params.yaml, then run this again")
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,12 @@ class _Examined:
         return self.layout.params.exists() or (self.layout.root / "dvc.yaml").exists()
 
     @cached_property
-    def opened(self) -> Project:
-        return Project.open(self.layout.root)
+    def opened(self) -> Project | None:
+        """The project; None where its parameters cannot be read, which the check of params.yaml says."""
+        try:
+            return Project.open(self.layout.root)
+        except CanalError:
+            return None
 
     def project(self) -> Iterator[Check]:
         if not self.is_project:
@@ -162,7 +167,7 @@ class _Examined:
         )
 
     def params(self) -> Iterator[Check]:
-        stages = list(self.opened.config.stages)
+        stages = list((self.opened or Project.open(self.layout.root)).config.stages)
         yield Check("params.yaml", "ok", f"{len(stages)} stages: {_some(stages)}")
 
     def pipeline(self) -> Iterator[Check]:
@@ -179,7 +184,7 @@ class _Examined:
             mend = "git init, git add --all, git commit"
             yield Check("git", "look", "the folder is no git repository with a commit", mend)
         elif changed:
-            found = f"{len(changed)} files are not committed as they are here: {_some(changed)}"
+            found = f"not committed as they are here: {_some(changed)}"
             yield Check("git", "look", found, "git status, then commit: what is learned now counts as dirty")
         else:
             yield Check("git", "ok", "code and parameters are committed")
@@ -232,6 +237,9 @@ class _Examined:
         return Check("DVC", "look", f"only on remote {remote}: {_some(lost)}", "dvc pull")
 
     def registry(self) -> Iterator[Check]:
+        if self.opened is None:
+            yield Check("registry", "look", *_UNREAD)
+            return
         store, entries = self.opened.store, ledger_of(self.opened.store).entries()
         registered = {entry.version for entry in entries if entry.kind == "register"}
         if not store.exists and not registered:
@@ -240,6 +248,13 @@ class _Examined:
         if not store.exists:
             found = f"{store.shown} is gone; the ledger names {len(registered)} versions"
             yield Check("registry", "broken", found, "canal registry rebuild")
+            return
+        if store.uri.startswith("sqlite") and store.database is None:
+            found = f"{store.shown} is no database of the installed MLflow"
+            mend = (
+                "mlflow db upgrade, if an older one wrote it; else move it away, then canal registry rebuild"
+            )
+            yield Check("registry", "broken", found, mend)
             return
         if half_rebuilt(store):
             yield Check("registry", "broken", f"{store.shown} is half rebuilt", "canal registry sync")
@@ -259,6 +274,9 @@ class _Examined:
             )
 
     def ledger(self) -> Iterator[Check]:
+        if self.opened is None:
+            yield Check("ledger", "look", *_UNREAD)
+            return
         store = self.opened.store
         entries = ledger_of(store).entries()
         if self.layout.pending.is_file():

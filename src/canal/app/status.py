@@ -72,15 +72,15 @@ def status(project: Project) -> Document:
     serving, newest = holder(store, CHAMPION), holder(store, CANDIDATE)
     # The newest version is the candidate until it, or one after it, was promoted.
     waiting = newest if newest is not None and CHAMPION not in newest.aliases and not newest.retired else None
-    fates = stage_fates(project)
+    fates = [] if _registry_gone(project) else stage_fates(project)
     code = uncommitted_files(root)
     changed = list(dict.fromkeys([*(code or ()), *changed_files(root)]))
     needs = [
         *unread,
+        *_unsettled(project),
         *_to_learn(fates, bool(versions)),
         *([] if waiting is None else _to_promote(project, waiting)),
         *_gate_warnings(project),
-        *_unsettled(project),
         *_signatures(project),
         *_failed_hooks(project),
         *_to_commit(changed, code is None),
@@ -199,8 +199,15 @@ def _unsettled(project: Project) -> Iterator[Need]:
         yield Need("a move of aliases was interrupted", "canal registry sync")
     if half_rebuilt(project.store):
         yield Need("the registry is half rebuilt", "canal registry sync")
-    if not project.store.exists and layout.ledger.is_file() and layout.ledger.stat().st_size:
-        yield Need("the ledger names versions, and the registry is gone", "canal registry rebuild")
+    if _registry_gone(project):
+        what = f"the ledger names versions, and {project.store.shown} is gone"
+        yield Need(f"{what}: `dvc pull` brings missing files first", "canal registry rebuild")
+
+
+def _registry_gone(project: Project) -> bool:
+    """Whether the ledger names versions and there is no registry."""
+    ledger = project.layout.ledger
+    return not project.store.exists and ledger.is_file() and ledger.stat().st_size > 0
 
 
 def _signatures(project: Project) -> Iterator[Need]:

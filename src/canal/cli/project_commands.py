@@ -25,7 +25,7 @@ from canal.cli.parsing import (
     open_project,
     show_result,
 )
-from canal.core.errors import ConfigError
+from canal.core.errors import CanalError, ConfigError
 from canal.report.gate_tables import verdict_table
 from canal.report.project_tables import doctor_table, plan_table, status_group
 
@@ -223,7 +223,10 @@ def status(root: Root = None, as_json: AsJson = False) -> None:
     if root is None and not app.project.is_project(Path.cwd()):
         found = app.status.no_project(Path.cwd())
     else:
-        found = app.status.status(open_project(root))
+        try:
+            found = app.status.status(open_project(root))
+        except CanalError as error:
+            raise CanalError(f"{error}. `canal doctor` checks everything else") from error
     show_result(found if as_json else status_group(found), as_json)
 
 
