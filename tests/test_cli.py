@@ -1,5 +1,6 @@
 """The command line: help for everything, one message for what is wrong."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 import typer
+from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
+from canal.app.versions import output_schema
 from canal.cli import app
 from canal.cli.parsing import shown_examples
 from canal.cli.root import PANELS
@@ -29,6 +32,8 @@ COMMANDS = [
     ("init",),
     ("plan",),
     ("run",),
+    ("status",),
+    ("doctor",),
     ("upgrade",),
     ("lineage",),
     ("impact",),
@@ -147,6 +152,28 @@ def test_commands_stand_in_panels_each_on_one_line():
     for panel in re.split(r"╭─ ", said)[2:]:
         names = re.findall(r"^│ (\S+)  ", panel, flags=re.MULTILINE)
         assert len(names) == panel.count("\n│ ")  # a second line has no name
+
+
+WITHOUT_JSON = {
+    ("serve",): "answers over HTTP until it is told to end",
+    ("schema",): "prints JSON by itself",
+}
+
+
+def test_every_command_prints_json_whose_schema_can_be_had():
+    with_json = {
+        command for command in COMMANDS if any("--json" in one.opts for one in command_named(*command).params)
+    }
+    assert set(COMMANDS) - with_json == set(WITHOUT_JSON)
+    for command in with_json:
+        said = CliRunner().invoke(app, ["schema", *command])
+        assert said.exit_code == 0
+        Draft202012Validator.check_schema(json.loads(said.stdout))
+    with pytest.raises(CanalError, match="there are") as refusal:
+        output_schema("no such command")
+    assert {*str(refusal.value).rpartition("commands: ")[2].split(", ")} == {
+        " ".join(one) for one in with_json
+    }
 
 
 def test_help_imports_nothing_heavy():

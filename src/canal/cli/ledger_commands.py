@@ -1,7 +1,7 @@
 """Commands about provenance: ledger, keys, audit, schema, and export and import of a version's bundle."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 def add_to(to: typer.Typer) -> None:
     """Add this module's commands, and the groups `ledger` and `keys`, to the command line."""
     to.command(epilog=examples("canal audit champion --json", "canal audit 3 --reproduce"))(audit)
-    to.command(epilog=examples("canal schema record | jq .required"))(schema)
+    to.command(
+        epilog=examples(
+            "canal schema versions", "canal schema stage add", "canal schema record | jq .required"
+        )
+    )(schema)
     to.command("export", epilog=examples("canal export champion -o lung-atlas.zip"))(export_version)
     to.command("import", epilog=examples("canal import lung-atlas.zip"))(import_version)
     group = typer.Typer(invoke_without_command=True)
@@ -278,9 +282,19 @@ def audit(
         raise typer.Exit(1)
 
 
-def schema(name: Annotated[Literal["key", "record"], typer.Argument(help="key or record.")]) -> None:
-    """Print the JSON schema of key.json or record.json (draft 2020-12)."""
-    show_result(app.versions.schema(name), as_json=True)
+def schema(
+    name: Annotated[
+        list[str],
+        typer.Argument(metavar="COMMAND", help="A command with --json; or key or record, a version's files."),
+    ],
+) -> None:
+    """Print the JSON schema of a command's --json output.
+
+    Or of the files key.json and record.json of a version. Draft 2020-12.
+    """
+    command = " ".join(name)
+    file = command in ("key", "record")
+    show_result(app.versions.schema(command) if file else app.versions.output_schema(command), as_json=True)
 
 
 def export_version(
