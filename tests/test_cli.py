@@ -166,9 +166,9 @@ def test_every_command_prints_json_whose_schema_can_be_had():
     }
     assert set(COMMANDS) - with_json == set(WITHOUT_JSON)
     for command in with_json:
-        said = CliRunner().invoke(app, ["schema", *command])
-        assert said.exit_code == 0
-        Draft202012Validator.check_schema(json.loads(said.stdout))
+        Draft202012Validator.check_schema(output_schema(" ".join(command)))
+    said = CliRunner().invoke(app, ["schema", "stage", "add"])
+    assert json.loads(said.stdout) == output_schema("stage add")
     with pytest.raises(CanalError, match="there are") as refusal:
         output_schema("no such command")
     assert {*str(refusal.value).rpartition("commands: ")[2].split(", ")} == {

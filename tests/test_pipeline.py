@@ -65,7 +65,7 @@ def test_the_demo_commits_no_lock_of_models_that_are_made_anew():
 def test_ctrl_c_is_one_line_and_registers_nothing(monkeypatch, capfd):
     ran = []
 
-    def interrupted(module, *_):
+    def interrupted(module, *_, **__):
         ran.append(module)
         raise KeyboardInterrupt
 

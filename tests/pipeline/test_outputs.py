@@ -1,9 +1,10 @@
-"""What commands print with --json is as `canal schema` says; in a subfolder; and what `canal status` tells."""
+"""What --json prints is as `canal schema` says, also in a subfolder; and what `canal status` tells."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from canal.registry.promotion.promotion import Decision, promote
 from tests.pipeline.conftest import Line
 from tests.support.outputs import complaints
 from tests.support.registered import OVERRIDDEN
+from tests.support.warm import warmly
 
 pytestmark = pytest.mark.pipeline
 
@@ -89,10 +91,14 @@ def test_commands_find_the_project_from_a_subfolder(line, monkeypatch):
 
 
 def test_a_run_in_a_subfolder_runs_the_project(line):
-    (line.root / "analysis").mkdir()
-    said = Line(line.root / "analysis").run("canal", "run", "--json")
-    assert f"project: {line.root}" in said
-    document = json.loads(said[said.index("{\n") : said.rindex("\n}") + 2])
+    inner = line.root / "analysis"
+    inner.mkdir()
+    done = subprocess.run(
+        ["canal", "run", "--json"],
+        cwd=inner, env=warmly(line.root), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert f"project: {line.root}\n" in done.stderr
+    document = json.loads(done.stdout)
     assert complaints("run", document) == []
     assert [one["stage"] for one in document["kept"]] == ["backbone", "first", "second"]
     assert document["learned"] == []
