@@ -203,6 +203,21 @@ def test_outside_a_project_there_is_one_clear_message(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_ctrl_c_is_one_line(tmp_path):
+    code = (
+        "import sys\n"
+        "from canal.app.project import Project\n"
+        "from canal.cli import main\n"
+        "def stop(root): raise KeyboardInterrupt\n"
+        "Project.open, sys.argv = stop, ['canal', 'versions']\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "canal: interrupted")
+
+
 def test_what_cannot_be_written_for_want_of_room_is_one_clear_message():
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
