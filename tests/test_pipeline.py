@@ -103,7 +103,7 @@ def test_a_run_that_dvc_stopped_ends_with_that(monkeypatch, capfd, folder):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(running, "check_before_run", list)
     monkeypatch.setattr(
-        running, "run_module", lambda module, *_: 255 if module == "canal.runtime.warm" else 0
+        running, "run_module", lambda module, *_, **__: 255 if module == "canal.runtime.warm" else 0
     )
     assert running.main() == 255
     assert capfd.readouterr().err.splitlines()[-1].startswith("canal: the run failed: see the error above")
