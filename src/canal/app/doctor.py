@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -64,74 +64,23 @@ def doctor(folder: Path) -> list[dict[str, Any]]:
         ("DVC", examined.dvc), ("registry", examined.registry), ("ledger", examined.ledger),
         ("locks", examined.locks), ("caches", examined.caches),
     )  # fmt: skip
-    everywhere = (
-        ("Python", _python), ("packages", lambda: _packages(examined.layout.root)), ("extras", _extras),
-        ("project", examined.project), *(of_project if examined.is_project else ()),
-        ("disk", lambda: _disk(examined.layout.root)), ("machine", _machine),
+    checks = (
+        ("canal", examined.canal), ("packages", examined.packages), ("project", examined.project),
+        *(of_project if examined.is_project else ()), ("machine", examined.machine),
     )  # fmt: skip
-    return [asdict(one) for name, check in everywhere for one in _results(name, check)]
-
-
-def _results(name: str, check: Callable[[], Iterator[Check]]) -> list[Check]:
     found: list[Check] = []
-    try:
-        found += check()
-    except CanalError as error:
-        found.append(Check(name, "broken", str(error), "see the message"))
-    except Exception as error:  # whatever is damaged, the other checks are still of use
-        found.append(Check(name, "broken", f"could not be checked: {type(error).__name__}: {error}"))
-    return found
-
-
-def _python() -> Iterator[Check]:
-    ours = ".".join(map(str, sys.version_info[:3]))
-    lowest, beyond = (".".join(map(str, one)) for one in _PYTHON)
-    fits = _PYTHON[0] <= sys.version_info[:2] < _PYTHON[1]
-    mend = "" if fits else f"make an environment with a Python from {lowest} on, below {beyond}"
-    found = f"canal {__version__} in {Path(__file__).parents[1]}, Python {ours}"
-    yield Check("Python", "ok" if fits else "broken", found, mend)
-    if clash := other_canal():
-        yield Check("another canal", "broken", clash, "see the message")
-
-
-def _packages(root: Path) -> Iterator[Check]:
-    """Compare installed packages with the project's pins, where it has some."""
-    pins = root / "constraints.txt"
-    if not pins.is_file():
-        yield Check("packages", "ok", "the project pins none (no constraints.txt)")
-        return
-    pinned, others = 0, []
-    for line in pins.read_text(encoding="utf-8").splitlines():
-        name, separator, wanted = line.partition("#")[0].partition(";")[0].strip().partition("==")
-        if not separator:
-            continue
+    for name, check in checks:
         try:
-            installed = version(name.partition("[")[0].strip())
-        except PackageNotFoundError:
-            continue  # of an extra that is not installed
-        pinned += 1
-        if installed.partition("+")[0] != wanted.strip().partition("+")[0]:
-            others.append(f"{name} {installed} (pinned: {wanted.strip()})")
-    if others:
-        mend = f"pip install -c {pins.name} {DISTRIBUTION}"
-        yield Check("packages", "look", f"{len(others)} of {pinned} are not as pinned: {_some(others)}", mend)
-    else:
-        yield Check("packages", "ok", f"{pinned} are as {pins.name} pins them")
-
-
-def _extras() -> Iterator[Check]:
-    lacking = {}
-    for extra, (what, modules) in EXTRAS.items():
-        if gone := [module for module in modules if find_spec(module) is None]:
-            lacking[extra] = f"{extra}: {what} ({', '.join(gone)} missing)"
-    present = [extra for extra in EXTRAS if extra not in lacking]
-    absent = f"; absent: {'; '.join(lacking.values())}" if lacking else ""
-    mend = f"only where you need one: {install_hint('EXTRA')}" if lacking else ""
-    yield Check("extras", "ok", f"installed: {', '.join(present) or 'none'}{absent}", mend)
+            found += check()
+        except CanalError as error:
+            found.append(Check(name, "broken", str(error), "see the message"))
+        except Exception as error:  # whatever is damaged, the other checks are still of use
+            found.append(Check(name, "broken", f"could not be checked: {type(error).__name__}: {error}"))
+    return [asdict(one) for one in found]
 
 
 class _Examined:
-    """A folder, and the checks of the project in it."""
+    """A folder that may be a project's, and the checks of it, of canal and of the machine."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -147,6 +96,51 @@ class _Examined:
             return Project.open(self.layout.root)
         except CanalError:
             return None
+
+    def canal(self) -> Iterator[Check]:
+        """Look at Python, this canal, another package of that name, and the extras."""
+        ours = ".".join(map(str, sys.version_info[:3]))
+        lowest, beyond = (".".join(map(str, one)) for one in _PYTHON)
+        fits = _PYTHON[0] <= sys.version_info[:2] < _PYTHON[1]
+        mend = "" if fits else f"make an environment with a Python from {lowest} on, below {beyond}"
+        found = f"canal {__version__} in {Path(__file__).parents[1]}, Python {ours}"
+        yield Check("Python", "ok" if fits else "broken", found, mend)
+        if clash := other_canal():
+            yield Check("another canal", "broken", clash, "see the message")
+        lacking = {}
+        for extra, (what, modules) in EXTRAS.items():
+            if gone := [module for module in modules if find_spec(module) is None]:
+                lacking[extra] = f"{extra}: {what} ({', '.join(gone)} missing)"
+        present = [extra for extra in EXTRAS if extra not in lacking]
+        absent = f"; absent: {'; '.join(lacking.values())}" if lacking else ""
+        mend = f"only where you need one: {install_hint('EXTRA')}" if lacking else ""
+        yield Check("extras", "ok", f"installed: {', '.join(present) or 'none'}{absent}", mend)
+
+    def packages(self) -> Iterator[Check]:
+        """Compare installed packages with the project's pins, where it has some."""
+        pins = self.layout.root / "constraints.txt"
+        if not pins.is_file():
+            yield Check("packages", "ok", "the project pins none (no constraints.txt)")
+            return
+        pinned, others = 0, []
+        for line in pins.read_text(encoding="utf-8").splitlines():
+            name, separator, wanted = line.partition("#")[0].partition(";")[0].strip().partition("==")
+            if not separator:
+                continue
+            try:
+                installed = version(name.partition("[")[0].strip())
+            except PackageNotFoundError:
+                continue  # of an extra that is not installed
+            pinned += 1
+            if installed.partition("+")[0] != wanted.strip().partition("+")[0]:
+                others.append(f"{name} {installed} (pinned: {wanted.strip()})")
+        if others:
+            mend = f"pip install -c {pins.name} {DISTRIBUTION}"
+            yield Check(
+                "packages", "look", f"{len(others)} of {pinned} are not as pinned: {_some(others)}", mend
+            )
+        else:
+            yield Check("packages", "ok", f"{pinned} are as {pins.name} pins them")
 
     def project(self) -> Iterator[Check]:
         if not self.is_project:
@@ -293,7 +287,13 @@ class _Examined:
 
     def locks(self) -> Iterator[Check]:
         """Look for locks that a process holds, and DVC's file of locks that a kill truncated."""
-        held = [path.stem for path in sorted(self.layout.private.glob("locks/*.lock")) if _held(path)]
+        held = list[str]()
+        for path in sorted(self.layout.private.glob("locks/*.lock")):
+            with path.open("rb") as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # closing the file gives it back
+                except OSError:
+                    held.append(path.stem)
         if held:
             found = f"a process of canal is at work here: {', '.join(held)}"
             yield Check("locks", "look", found, "wait for it, or end it")
@@ -314,40 +314,24 @@ class _Examined:
             ".dvc/cache": (self.layout.root / ".dvc" / "cache", "dvc gc --workspace --all-commits"),
         }
         for name, (folder, mend) in places.items():
-            yield Check("caches", "ok", f"{name}: {_size(folder) / 1e6:,.0f} MB", f"if too large: {mend}")
+            files = (Path(above) / one for above, _, names in os.walk(folder) for one in names)
+            size = sum(path.lstat().st_size for path in files)  # links are not followed
+            yield Check("caches", "ok", f"{name}: {size / 1e6:,.0f} MB", f"if too large: {mend}")
 
-
-def _held(path: Path) -> bool:
-    """Whether a process holds a lock file; asking changes nothing."""
-    with path.open("rb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes of the files below a folder; links are not followed."""
-    return sum((Path(above) / name).lstat().st_size for above, _, names in os.walk(folder) for name in names)
-
-
-def _disk(folder: Path) -> Iterator[Check]:
-    free = shutil.disk_usage(folder).free
-    state: State = "broken" if free < _TOO_LITTLE else "look" if free < _LITTLE else "ok"
-    yield Check("disk", state, f"{free / 1e9:,.1f} GB free", "" if state == "ok" else "make room")
-
-
-def _machine() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = f"{cores} cores, {memory / 1e9:,.0f} GB of memory"
-    if threads.isdecimal() and int(threads) > cores:
-        mend = "unset OMP_NUM_THREADS"
-        yield Check("machine", "look", f"{found}; OMP_NUM_THREADS={threads} asks for more threads", mend)
-    else:
-        yield Check("machine", "ok", f"{found}{f'; OMP_NUM_THREADS={threads}' if threads else ''}")
+    def machine(self) -> Iterator[Check]:
+        """Look at the disk, at cores, threads and memory."""
+        free = shutil.disk_usage(self.layout.root).free
+        state: State = "broken" if free < _TOO_LITTLE else "look" if free < _LITTLE else "ok"
+        yield Check("disk", state, f"{free / 1e9:,.1f} GB free", "" if state == "ok" else "make room")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found = f"{cores} cores, {memory / 1e9:,.0f} GB of memory"
+        if threads.isdecimal() and int(threads) > cores:
+            mend = "unset OMP_NUM_THREADS"
+            yield Check("machine", "look", f"{found}; OMP_NUM_THREADS={threads} asks for more threads", mend)
+        else:
+            yield Check("machine", "ok", f"{found}{f'; OMP_NUM_THREADS={threads}' if threads else ''}")
 
 
 def _some(names: list[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from canal.annotation.columns import UNASSIGNED
 from canal.annotation.records import read_log
-from canal.app.planning import require_mergeable, stage_fates
+from canal.app.planning import StagePlan, require_mergeable, stage_fates
 from canal.app.project import Project
 from canal.app.running import changed_files
 from canal.app.versions import decisions
@@ -78,12 +78,9 @@ def status(project: Project) -> Document:
     needs = [
         *unread,
         *_unsettled(project),
-        *_to_learn(fates, bool(versions)),
         *([] if waiting is None else _to_promote(project, waiting)),
-        *_gate_warnings(project),
-        *_signatures(project),
         *_failed_hooks(project),
-        *_to_commit(changed, code is None),
+        *_to_do(project, fates, changed, code is None),
     ]
     return {
         "project": str(root),
@@ -141,16 +138,6 @@ def _utc(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def _to_learn(fates: Sequence[Any], learned: bool) -> Iterator[Need]:
-    """Yield stages of params.yaml that are not learned, and those that a run would refuse."""
-    if names := [one.stage for one in fates if one.fate == "learn"]:
-        again = "" if learned else "; nothing is learned yet"
-        yield Need(f"params.yaml asks for what is not learned: {', '.join(names)}{again}", "canal run")
-    for one in fates:
-        if one.fate == "refuse":
-            yield Need(f"a run would refuse {one.stage}: {one.why}", "canal plan")
-
-
 def _to_promote(project: Project, version: Version) -> Iterator[Need]:
     """Yield the candidate that nobody decided about, and what its test cells are too few to show."""
     what = f"version {version.number} ({version.stage}) is not promoted"
@@ -168,24 +155,10 @@ def _to_promote(project: Project, version: Version) -> Iterator[Need]:
                 if of["n"] < policy.min_cells_per_type
             ]
     if few:
-        more = f" and {len(few) - _SHOWN} more" if len(few) > _SHOWN else ""
         yield Need(
-            f"too few test cells to judge {', '.join(few[:_SHOWN])}{more}: a person lets them pass",
+            f"too few test cells to judge {_some(few)}: a person lets them pass",
             f'canal promote candidate {_WHO} --too-few "REASON"',
         )
-
-
-def _gate_warnings(project: Project) -> Iterator[Need]:
-    """Yield the warnings of the gate on the newest stage that was judged."""
-    judged = [name for name in project.config.stages if project.layout.verdict(name).is_file()]
-    if not judged:
-        return
-    verdict = read_json(project.layout.verdict(judged[-1]))
-    names = [one["rule"] for one in verdict["rules"] if not one["passed"] and one["severity"] != "error"]
-    if names:
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        what = f"the gate warns of stage {judged[-1]}: {', '.join(names[:_SHOWN])}{more}"
-        yield Need(what, "canal report")
 
 
 def _unsettled(project: Project) -> Iterator[Need]:
@@ -210,17 +183,6 @@ def _registry_gone(project: Project) -> bool:
     return not project.store.exists and ledger.is_file() and ledger.stat().st_size > 0
 
 
-def _signatures(project: Project) -> Iterator[Need]:
-    """Yield that new entries of the ledger have to be signed, where no key is named to sign them with."""
-    keyring = project.config.registry.keyring
-    if keyring is None or os.environ.get("CANAL_SIGN"):
-        return
-    if not (project.layout.root / keyring).is_file():
-        yield Need(f"the keyring {keyring} of params.yaml is missing", "canal keys add")
-    else:
-        yield Need(f"entries of the ledger have to be signed by a key of {keyring}", "export CANAL_SIGN=FILE")
-
-
 def _failed_hooks(project: Project) -> Iterator[Need]:
     """Yield the hooks whose last attempt about the newest decision failed."""
     path = project.layout.hooks
@@ -240,11 +202,32 @@ def _failed_hooks(project: Project) -> Iterator[Need]:
             yield Need(what, f"tail {path.name}")
 
 
-def _to_commit(changed: Sequence[str], no_git: bool) -> Iterator[Need]:
-    """Yield what git does not hold as it is."""
+def _to_do(
+    project: Project, fates: Sequence[StagePlan], changed: Sequence[str], no_git: bool
+) -> Iterator[Need]:
+    """Yield stages to learn, warnings of the gate, entries to sign, and files to commit."""
+    if names := [one.stage for one in fates if one.fate == "learn"]:
+        yield Need(f"params.yaml asks for what is not learned: {', '.join(names)}", "canal run")
+    for one in fates:
+        if one.fate == "refuse":
+            yield Need(f"a run would refuse {one.stage}: {one.why}", "canal plan")
+    judged = [name for name in project.config.stages if project.layout.verdict(name).is_file()]
+    rules = read_json(project.layout.verdict(judged[-1]))["rules"] if judged else []
+    if names := [one["rule"] for one in rules if not one["passed"] and one["severity"] != "error"]:
+        yield Need(f"the gate warns of stage {judged[-1]}: {_some(names)}", "canal report")
+    keyring = project.config.registry.keyring
+    if keyring is not None and not (project.layout.root / keyring).is_file():
+        yield Need(f"the keyring {keyring} of params.yaml is missing", "canal keys add")
+    elif keyring is not None and not os.environ.get("CANAL_SIGN"):
+        yield Need(f"entries of the ledger have to be signed by a key of {keyring}", "export CANAL_SIGN=FILE")
     if no_git:
         yield Need("the project is in no git repository with a commit", "git init && git add --all")
     elif changed:
-        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-        what = f"git does not hold {', '.join(changed[:_SHOWN])}{more} as it is here"
+        what = f"git does not hold {_some(changed)} as it is here"
         yield Need(what, f"git add {' '.join(map(shlex.quote, changed))} && git commit")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -101,16 +101,10 @@ def main() -> NoReturn:
         code = INTERRUPTED
     except SystemExit as end:
         code = exit_code(end.code)
-        if code == INTERRUPTED and _by_keyboard(end):  # typer makes an exit of Ctrl-C, without a word
+        cause = end.__context__ and end.__context__.__cause__
+        if isinstance(cause, KeyboardInterrupt):  # typer makes an exit of it, without a word
             tell("canal: interrupted")
     leave(code)
-
-
-def _by_keyboard(error: BaseException | None) -> bool:
-    """Whether an exception was raised because of Ctrl-C."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _command() -> str:

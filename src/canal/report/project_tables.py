@@ -12,6 +12,7 @@ from canal.report.terminal import table, text
 
 Document = Mapping[str, Any]
 
+_WORDS = {"keep": "learned", "restore": "to restore", "learn": "to learn", "refuse": "refused"}
 _STATES = {"ok": "green", "look": "yellow", "broken": "bold red"}
 _FATES = {"learn": "green", "register": "green", "restore": "cyan", "keep": "dim", "refuse": "bold red"}
 
@@ -59,12 +60,15 @@ def status_group(status: Document) -> Group:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
+    fates: dict[str, list[str]] = {}
+    for one in status["stages"]:
+        fates.setdefault(one["fate"], []).append(one["stage"])
     facts = {
         "project": status["project"],
         "registry": status["registry"],
         "serves": _version(status["serving"], "no version yet"),
         "candidate": _version(status["candidate"], "none waits"),
-        "stages": _stages(status["stages"]),
+        "stages": "; ".join(f"{_WORDS.get(fate, fate)}: {', '.join(names)}" for fate, names in fates.items()),
         "labelled": _labelled(status["labelled"]),
     }
     for name, value in facts.items():
@@ -80,15 +84,6 @@ def _version(one: Document | None, otherwise: str) -> str:
     decision = one["decision"]
     by = f", {decision['kind']} by {decision['who']}, {decision['time']}" if decision else ""
     return f"version {one['version']} ({one['stage']}){by}"
-
-
-def _stages(stages: Sequence[Document]) -> str:
-    """Return how many stages are learned, and what a run would do with the others."""
-    fates: dict[str, list[str]] = {}
-    for one in stages:
-        fates.setdefault(one["fate"], []).append(one["stage"])
-    words = {"keep": "learned", "restore": "to restore", "learn": "to learn", "refuse": "refused"}
-    return "; ".join(f"{words.get(fate, fate)}: {', '.join(names)}" for fate, names in fates.items())
 
 
 def _labelled(labelled: Document) -> str:
