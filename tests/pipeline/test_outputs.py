@@ -148,6 +148,16 @@ def checks(line: Line) -> dict[str, str]:
     return {one["name"]: one["state"] for one in output(line, "doctor")}
 
 
+def test_status_asks_for_a_key_where_entries_have_to_be_signed(line, monkeypatch):
+    monkeypatch.delenv("CANAL_SIGN", raising=False)
+    line.edit(lambda document: document.setdefault("registry", {}).update(keyring="keyring.txt"))
+    assert "the keyring keyring.txt of params.yaml is missing -> canal keys add" in needs(line)
+    (line.root / "keyring.txt").write_text("")
+    assert "have to be signed by a key of keyring.txt -> export CANAL_SIGN=FILE" in needs(line)
+    monkeypatch.setenv("CANAL_SIGN", "key.pem")
+    assert "have to be signed" not in needs(line)
+
+
 def test_doctor_finds_what_is_broken_and_changes_nothing(line):
     let_serve(line, "1")
     assert "broken" not in checks(line).values()
@@ -168,8 +178,13 @@ def test_doctor_finds_what_is_broken_and_changes_nothing(line):
     moved = line.root / "models" / "second"
     shutil.rmtree(moved)
     assert checks(line)["DVC"] == "look"  # the cache has it
-    line_cache = line.root / ".dvc" / "cache" / "files"
-    line_cache.rename(line.root / "elsewhere")
+    (line.root / "store").mkdir()
+    (line.root / ".dvc" / "cache" / "files").rename(line.root / "store" / "files")
+    assert checks(line)["DVC"] == "broken"
+    with (line.root / ".dvc" / "config").open("a") as config:
+        config.write("[core]\n    remote = store\n['remote \"store\"']\n    url = ../store\n")
+    assert checks(line)["DVC"] == "look"  # the remote has it
+    (line.root / "store" / "files").rename(line.root / "store" / "gone")
     assert checks(line)["DVC"] == "broken"
 
     text = params.read_bytes()

@@ -7,6 +7,7 @@ changes nothing.
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,11 +21,12 @@ from typing import Any, Literal
 
 from canal.app.creating import require_used
 from canal.app.planning import require_mergeable
-from canal.app.project import Project, git, last_line
+from canal.app.project import Project, last_line
 from canal.config.layout import Layout
 from canal.config.yaml_file import parse_yaml
 from canal.core import __version__
-from canal.core.errors import CanalError, without_secrets
+from canal.core.errors import CanalError
+from canal.core.files import read_json
 from canal.core.packages import DISTRIBUTION, EXTRAS, install_hint, other_canal
 from canal.registry.ledger.ledger import ledger_aliases
 from canal.registry.ledger.mirror import mirrored
@@ -41,6 +43,23 @@ _LITTLE, _TOO_LITTLE = 5e9, 5e8
 """Bytes of free disk below which a run may fail, and will."""
 _ANSWER_S = 60
 _UNREAD = ("not checked: params.yaml cannot be read", "mend params.yaml, then run this again")
+
+
+_REMOTE = """
+import json, sys
+from dvc.repo import Repo
+
+with Repo() as repo:
+    odb = repo.cloud.get_remote_odb(None, "status")
+
+    def whole(oid):
+        if not odb.exists(oid) or not oid.endswith(".dir"):
+            return odb.exists(oid)
+        return all(odb.exists(one["md5"]) for one in json.loads(odb.fs.cat_file(odb.oid_to_path(oid))))
+
+    json.dump([oid for oid in sys.argv[1:] if not whole(oid)], sys.stdout)
+"""
+"""Asks DVC which outs its default remote lacks, or has without all of their files."""
 
 
 @dataclass(frozen=True)
@@ -196,12 +215,14 @@ class _Examined:
             for out in step.get("outs") or ()
         }
         gone = [name for name in outs if not (self.layout.root / name).exists()]
-        cache = self.layout.root / ".dvc" / "cache" / "files" / "md5"
-        lost = [name for name in gone if not (cache / outs[name][:2] / outs[name][2:]).exists()]
-        remote = git(self.layout.root, "config", "--file", ".dvc/config", "core.remote").stdout.strip()
+        lost = [name for name in gone if not self.cached(outs[name])]
+        settings = (self.layout.root / ".dvc" / name for name in ("config.local", "config"))
+        texts = [path.read_text(encoding="utf-8") for path in settings if path.is_file()]
+        found_remote = re.search(r"^\s*remote\s*=\s*(\S+)", "\n".join(texts), flags=re.MULTILINE)
+        remote = found_remote[1] if found_remote else ""
         what = f"{len(outs)} outs in dvc.lock"
         if lost and remote:
-            yield self._on_remote(lost, remote)
+            yield self.on_remote({name: outs[name] for name in lost}, remote)
         elif lost:
             found = f"{what}; neither here nor in DVC's cache, and there is no remote: {_some(lost)}"
             yield Check(
@@ -213,22 +234,28 @@ class _Examined:
         else:
             yield Check("DVC", "ok", f"{what}, all here{f'; remote {remote}' if remote else '; no remote'}")
 
-    def _on_remote(self, lost: list[str], remote: str) -> Check:
+    def cached(self, digest: str) -> bool:
+        """Whether DVC's cache holds a file, or a folder with all of its files."""
+        cache = self.layout.root / ".dvc" / "cache" / "files" / "md5"
+        path = cache / digest[:2] / digest[2:]
+        if not path.is_file() or not digest.endswith(".dir"):
+            return path.is_file()
+        return all((cache / one["md5"][:2] / one["md5"][2:]).is_file() for one in read_json(path))
+
+    def on_remote(self, lost: dict[str, str], remote: str) -> Check:
+        """Ask DVC's remote for outs that are neither here nor in the cache; nothing is fetched."""
         done = subprocess.run(
-            [sys.executable, "-m", "dvc", "status", "--cloud", "--json"], cwd=self.layout.root,
-            env=own_code(), capture_output=True, text=True, check=False, timeout=_ANSWER_S,
+            [sys.executable, "-c", _REMOTE, *lost.values()], cwd=self.layout.root, env=own_code(),
+            capture_output=True, text=True, check=False, timeout=_ANSWER_S,
         )  # fmt: skip
         if done.returncode:
-            said = without_secrets(last_line(done), remote)
-            return Check(
-                "DVC", "broken", f"{_some(lost)}: not here, and remote {remote} says: {said}", "dvc pull"
-            )
-        answer = json.loads(done.stdout or "{}")
-        nowhere = [name for name in lost if answer.get(name) == "missing"]
-        if nowhere:
+            said = f"{_some([*lost])}: not here, and remote {remote} says: {last_line(done)}"
+            return Check("DVC", "broken", said, "mend the remote's address or access, then dvc pull")
+        absent = json.loads(done.stdout)
+        if nowhere := [name for name, digest in lost.items() if digest in absent]:
             found = f"neither here nor on remote {remote}: {_some(nowhere)}"
             return Check("DVC", "broken", found, "dvc push where they were learned, then dvc pull here")
-        return Check("DVC", "look", f"only on remote {remote}: {_some(lost)}", "dvc pull")
+        return Check("DVC", "look", f"only on remote {remote}: {_some([*lost])}", "dvc pull")
 
     def registry(self) -> Iterator[Check]:
         if self.opened is None:
