@@ -120,14 +120,18 @@ def test_status_names_what_waits_for_a_person(line):
     assert (serving["version"], serving["decision"]["who"]) == (2, "A. Person")
     assert "git does not hold ledger.jsonl as it is here -> git add ledger.jsonl" in needs(line)
 
+    output(line, "rollback", "--to", "1", *BY)
+    assert output(line, "status")["candidate"] is None  # a person decided against it
+    output(line, "rollback", "--to", "2", *BY)
+
     output(line, "annotate", str(line.root / FILE), "-o", str(line.root / "labelled.h5ad"))
     labelled = output(line, "status")["labelled"]
     assert (labelled["files"], labelled["cells"]) == (1, 100)
     assert labelled["newest"][0]["file"] == "second.h5ad"
 
-    failed = {"entry": 4, "hook": "false", "outcome": "failed", "detail": "exit code 1"}
+    failed = {"entry": 6, "hook": "false", "outcome": "failed", "detail": "exit code 1"}
     append_line(line.root / "hooks.jsonl", canonical_json(failed))
-    assert "the hook false was not told of entry 4: exit code 1" in needs(line)
+    assert "the hook false was not told of entry 6: exit code 1" in needs(line)
     append_line(line.root / "hooks.jsonl", canonical_json(failed | {"outcome": "done"}))
     assert "the hook" not in needs(line)
 

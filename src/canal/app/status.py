@@ -70,8 +70,9 @@ def status(project: Project) -> Document:
     entries, unread = _entries(project)
     versions = [one for one in store.versions() if one.ready]
     serving, newest = holder(store, CHAMPION), holder(store, CANDIDATE)
-    # The newest version is the candidate until it, or one after it, was promoted.
-    waiting = newest if newest is not None and CHAMPION not in newest.aliases and not newest.retired else None
+    # A version stays the candidate until the next one: it waits if nobody ever decided about it.
+    undecided = newest is not None and not newest.retired and not decisions(entries, newest)["served"]
+    waiting = newest if undecided and newest != serving else None
     fates = [] if _registry_gone(project) else stage_fates(project)
     code = uncommitted_files(root)
     changed = list(dict.fromkeys([*(code or ()), *changed_files(root)]))
