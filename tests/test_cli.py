@@ -1,15 +1,23 @@
 """The command line: help for everything, one message for what is wrong."""
 
+import json
+import re
+import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
+from canal.app.versions import output_schema
 from canal.cli import app
+from canal.cli.parsing import shown_examples
+from canal.cli.root import PANELS
 from canal.core.errors import CanalError
 from tests.support.installed import messages
 
@@ -25,6 +33,8 @@ COMMANDS = [
     ("init",),
     ("plan",),
     ("run",),
+    ("status",),
+    ("doctor",),
     ("upgrade",),
     ("lineage",),
     ("impact",),
@@ -80,17 +90,91 @@ def test_every_command_is_listed_here():
     assert found == set(COMMANDS)
 
 
+@cache
+def shown_help(*command: str) -> str:
+    """Return the help of a command on a terminal of 80 columns."""
+    said = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "80"})
+    assert said.exit_code == 0
+    return said.stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_and_argument_has_help_and_an_example(command):
-    said = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
-    assert said.exit_code == 0
-    assert "Example: canal" in said.stdout
-    inner: Any = typer.main.get_group(app)
-    for name in command:
-        inner = inner.commands[name]
+    assert re.search(r"^ Examples: *\n   canal ", shown_help(*command), flags=re.MULTILINE)
+    inner = command_named(*command)
     assert inner.help
     silent = [each.name for each in inner.params if not getattr(each, "help", None) and each.name != "help"]
     assert silent == []
+
+
+@cache
+def command_tree() -> Any:
+    """Return click's tree of commands."""
+    return typer.main.get_group(app)
+
+
+def command_named(*names: str) -> Any:
+    """Return a command of click's tree."""
+    found = command_tree()
+    for name in names:
+        found = found.commands[name]
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_example_is_of_its_command_and_parses(command):
+    shown = shown_examples(command_named(*command).epilog)
+    assert shown
+    for example in shown:
+        words = shlex.split(re.split(r" (?:\||>>) ", example)[0])
+        assert tuple(words[1 : 1 + len(command)]) == command
+        at, context = command_named(), None
+        rest = words[1:]
+        while rest and rest[0] in getattr(at, "commands", ()):
+            at = at.commands[rest.pop(0)]
+        context = at.make_context("canal", rest)  # refuses unknown options, missing and surplus arguments
+        assert not context.args
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_stand_on_lines_of_their_own_in_80_columns(command):
+    said = shown_help(*command)
+    shown = "\n".join(line.rstrip() for line in said.partition("Examples:")[2].strip().splitlines())
+    lines = re.sub(r" \\\n +", " ", shown).splitlines()
+    assert [line.strip() for line in lines] == shown_examples(command_named(*command).epilog)
+
+
+def test_commands_stand_in_panels_each_on_one_line():
+    said = shown_help()
+    group = command_tree()
+    assert sorted(group.list_commands(None)) == sorted(group.commands)
+    assert group.list_commands(None)[0] == "annotate"
+    assert re.findall(r"─ ([A-Z][a-z ]+) ─", said) == ["Options", *PANELS]
+    for panel in re.split(r"╭─ ", said)[2:]:
+        names = re.findall(r"^│ (\S+)  ", panel, flags=re.MULTILINE)
+        assert len(names) == panel.count("\n│ ")  # a second line has no name
+
+
+WITHOUT_JSON = {
+    ("serve",): "answers over HTTP until it is told to end",
+    ("schema",): "prints JSON by itself",
+}
+
+
+def test_every_command_prints_json_whose_schema_can_be_had():
+    with_json = {
+        command for command in COMMANDS if any("--json" in one.opts for one in command_named(*command).params)
+    }
+    assert set(COMMANDS) - with_json == set(WITHOUT_JSON)
+    for command in with_json:
+        Draft202012Validator.check_schema(output_schema(" ".join(command)))
+    said = CliRunner().invoke(app, ["schema", "stage", "add"])
+    assert json.loads(said.stdout) == output_schema("stage add")
+    with pytest.raises(CanalError, match="there are") as refusal:
+        output_schema("no such command")
+    assert {*str(refusal.value).rpartition("commands: ")[2].split(", ")} == {
+        " ".join(one) for one in with_json
+    }
 
 
 def test_help_imports_nothing_heavy():

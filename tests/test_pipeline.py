@@ -65,7 +65,7 @@ def test_the_demo_commits_no_lock_of_models_that_are_made_anew():
 def test_ctrl_c_is_one_line_and_registers_nothing(monkeypatch, capfd):
     ran = []
 
-    def interrupted(module, *_):
+    def interrupted(module, *_, **__):
         ran.append(module)
         raise KeyboardInterrupt
 
@@ -103,7 +103,7 @@ def test_a_run_that_dvc_stopped_ends_with_that(monkeypatch, capfd, folder):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(running, "check_before_run", list)
     monkeypatch.setattr(
-        running, "run_module", lambda module, *_: 255 if module == "canal.runtime.warm" else 0
+        running, "run_module", lambda module, *_, **__: 255 if module == "canal.runtime.warm" else 0
     )
     assert running.main() == 255
     assert capfd.readouterr().err.splitlines()[-1].startswith("canal: the run failed: see the error above")

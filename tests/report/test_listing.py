@@ -23,6 +23,7 @@ from canal.report.exchange_tables import merged_group, model_group, models_table
 from canal.report.gate_tables import finding, map_table, verdict_table
 from canal.report.lineage_page import lineage_tree
 from canal.report.listing import Column, Listing, text
+from canal.report.project_tables import plan_table
 from canal.report.registry_tables import (
     audit_report,
     comparison_table,
@@ -32,7 +33,7 @@ from canal.report.registry_tables import (
     rulings_table,
 )
 from canal.report.study_figures import tuning_table
-from canal.report.terminal import annotation_table, matrix_table, plan_table, version_panel, versions_table
+from canal.report.terminal import annotation_table, matrix_table, version_panel, versions_table
 from tests.quality.test_verdict import a_verdict
 from tests.report.test_terminal import make_view
 from tests.support.reports import make_digest

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from canal.app import creating as creating
     from canal.app import declaring as declaring
     from canal.app import discovering as discovering
+    from canal.app import doctor as doctor
     from canal.app import erasing as erasing
     from canal.app import harmonising as harmonising
     from canal.app import impact as impact
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from canal.app import serving as serving
     from canal.app import sharing as sharing
     from canal.app import shelf as shelf
+    from canal.app import status as status
     from canal.app import streams as streams
     from canal.app import tasks as tasks
     from canal.app import teaching as teaching
@@ -50,6 +52,7 @@ __all__ = [
     "creating",
     "declaring",
     "discovering",
+    "doctor",
     "erasing",
     "harmonising",
     "impact",
@@ -65,6 +68,7 @@ __all__ = [
     "serving",
     "sharing",
     "shelf",
+    "status",
     "tasks",
     "teaching",
     "tracing",

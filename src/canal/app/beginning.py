@@ -118,6 +118,12 @@ def read_backbone(files: PublishedFiles, preset: str) -> "Backbone":
     return backbone
 
 
+def backbone_facts(name: str, backbone: "Backbone") -> dict[str, Any]:
+    """Return where a backbone is imported to, its genes and its size, as a JSON document."""
+    size = {"blocks": backbone.config.depth, "width": backbone.config.dim}
+    return {"backbone": f"backbones/{name}", "genes": len(backbone.vocabulary), **size}
+
+
 def read_gene_vectors(path: Path, backbone: "Backbone") -> np.ndarray:
     """Return the vectors of a backbone's genes: a .npy matrix in their order, or a .csv or .tsv by symbol.
 

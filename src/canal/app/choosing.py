@@ -1,7 +1,9 @@
 """`canal tune`: run the Optuna study that chooses lambda and L of a stage, in parallel processes."""
 
 import multiprocessing
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -151,8 +153,9 @@ def _helpers(root: Path, stage: str, n: int, deadline: float | None) -> Iterator
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     arguments = (root, stage, n + 1, left)
     processes = [context.Process(target=_help, args=arguments, daemon=True) for _ in range(n)]
-    for process in processes:
-        process.start()
+    with _without_interrupts():  # of a Ctrl-C the first process tells, and ends the others
+        for process in processes:
+            process.start()
     try:
         yield
         for process in processes:
@@ -160,6 +163,19 @@ def _helpers(root: Path, stage: str, n: int, deadline: float | None) -> Iterator
     finally:
         for process in processes:
             process.terminate()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C during the block; processes that are started in it ignore it for good."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say so
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _help(root: Path, stage: str, jobs: int, seconds: float | None) -> None:

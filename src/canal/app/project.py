@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -235,6 +235,31 @@ class Project:
 
     def _source(self, stage: str) -> str:
         return self.config.stages[stage].source
+
+
+def is_project(folder: Path) -> bool:
+    """Whether a folder has the file of a project's parameters."""
+    return Layout(folder).params.exists()
+
+
+def project_above(folder: Path) -> Path | None:
+    """Return the nearest folder above ``folder`` that is a project of canal, as git finds a repository.
+
+    A project has params.yaml and dvc.yaml, and canal.json or parameters that canal reads: other projects of
+    DVC have the first two, and one whose params.yaml is damaged is still this user's project. The search ends
+    at the home folder, and where another file system begins.
+    """
+    outside, device = Path.home().parent, folder.stat().st_dev
+    for above in folder.resolve().parents:
+        if above == outside or above.stat().st_dev != device:
+            return None
+        if not ((above / "params.yaml").is_file() and (above / "dvc.yaml").is_file()):
+            continue
+        if (above / "canal.json").is_file():
+            return above
+        with suppress(CanalError):
+            return Project.open(above).layout.root
+    return None
 
 
 def git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -10,9 +10,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import Timeout
 
@@ -40,8 +41,11 @@ _AT_WORK = 75
 """Exit code of `reproduce` where another run is at work (EX_TEMPFAIL of sysexits.h)."""
 
 
-def main(root: Path | None = None) -> int:
-    """Run the pipeline of a project, by default the one in this folder; return the exit code."""
+def main(root: Path | None = None, as_json: bool = False) -> int:
+    """Run the pipeline of a project, by default the one in this folder; return the exit code.
+
+    What happened is printed, as JSON if ``as_json``; the steps' own output then goes to the error stream.
+    """
     begin()
     if root is not None:
         os.chdir(root)
@@ -50,11 +54,11 @@ def main(root: Path | None = None) -> int:
     try:
         planned = check_before_run()
         complete_project(Path.cwd())
-        stopped = run_module("canal.runtime.warm", "python", "-m", "canal.app.running", "dvc")
+        stopped = run_module("canal.runtime.warm", "python", "-m", "canal.app.running", "dvc", quiet=as_json)
         if stopped == _AT_WORK:
             tell("canal: another `canal run` is at work in this folder: wait for it, or end it")
             return 1
-        code = run_module("canal.cli", "registry", "sync") or stopped
+        code = run_module("canal.cli", "registry", "sync", quiet=as_json) or stopped
     except CanalError as error:
         tell(f"canal: {error}")
         return 1
@@ -64,7 +68,9 @@ def main(root: Path | None = None) -> int:
     if stopped and code == stopped:
         tell(_STOPPED)
     if code == 0:
-        for line in (*happened(planned, time.monotonic() - began), *to_commit(Path.cwd())):
+        found = outcome(planned, time.monotonic() - began)
+        lines = [json.dumps(found, indent=1, sort_keys=True)] if as_json else happened(found)
+        for line in (*lines, *(() if as_json else to_commit(Path.cwd()))):
             sys.stdout.write(f"{line}\n")
     return code
 
@@ -91,19 +97,22 @@ def check_before_run() -> list[StagePlan]:
     return planned
 
 
-def happened(planned: Sequence[StagePlan], seconds: float) -> list[str]:
-    """Return lines that say which stages a run has learned, with their versions, and which it has kept."""
+def outcome(planned: Sequence[StagePlan], seconds: float) -> dict[str, Any]:
+    """Return which stages a run has learned and kept, with their versions, and what is to be committed."""
     project = Project.open()
-    found = {one.stage: project.learned(one.stage) for one in planned}
-    lines = ["", f"What happened, in {span(seconds)}:"]
+    found: dict[str, Any] = {"seconds": round(seconds, 1), "to_commit": changed_files(project.layout.root)}
     for what, fate in (("learned", "learn"), ("kept", "keep")):
-        names = [
-            f"{one.stage} (version {version.number})"
-            for one in planned
-            if one.fate == fate and (version := found[one.stage]) is not None
-        ]
-        if names:
-            lines.append(f"  {what:<8} {', '.join(names)}")
+        versions = {one.stage: project.learned(one.stage) for one in planned if one.fate == fate}
+        found[what] = [{"stage": name, "version": one.number} for name, one in versions.items() if one]
+    return found
+
+
+def happened(found: Mapping[str, Any]) -> list[str]:
+    """Return lines that say what a run has learned and kept; see `outcome`."""
+    lines = ["", f"What happened, in {span(found['seconds'])}:"]
+    for what in ("learned", "kept"):
+        names = ", ".join(f"{one['stage']} (version {one['version']})" for one in found[what])
+        lines += [f"  {what:<8} {names}"] if names else []
     return lines
 
 
@@ -189,9 +198,13 @@ def to_commit(root: Path) -> list[str]:
     ]
 
 
-def run_module(module: str, *arguments: str) -> int:
-    """Run a module of canal and return its exit code; on Ctrl-C, wait for the process, then raise."""
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
+def run_module(module: str, *arguments: str, quiet: bool = False) -> int:
+    """Run a module of canal and return its exit code; on Ctrl-C, wait for the process, then raise.
+
+    If ``quiet``, its output goes to the error stream.
+    """
+    output = sys.stderr.fileno() if quiet else None
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=output)
     try:
         code = process.wait()
     except KeyboardInterrupt:  # the terminal sends it to the process, too, which ends in its own time

@@ -3,6 +3,8 @@
 Each version comes with the ledger's decisions: who promoted or retired it, why, and with which overrides.
 """
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -90,6 +92,30 @@ def version_view(project: Project, wanted: str) -> Document:
         "evaluation": current_evaluation(project.store, version),
         "artifacts": str(folder),
     }
+
+
+def output_schema(command: str) -> Document:
+    """Return the JSON schema of a command's ``--json`` output, such as that of ``stage add``.
+
+    Entries may be added to an output; those of the schema keep their names and meanings.
+
+    Raises
+    ------
+    RegistryError
+        If there is no such command, or it prints no JSON.
+    """
+    document = read_json(Path(__file__).with_name("schemas") / "outputs.json")
+    if command not in document["commands"]:
+        known = ", ".join(sorted(document["commands"]))
+        raise RegistryError(
+            f"no schema {command[:80]!r}; there are key, record and those of commands: {known}"
+        )
+    found, definitions = document["commands"][command], document["$defs"]
+    used: Document = {}
+    while names := {*re.findall(r"#/\$defs/(\w+)", json.dumps([found, used]))} - used.keys():
+        used |= {name: definitions[name] for name in names}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"canal {command} --json"}
+    return {**head, **found, **({"$defs": used} if used else {})}
 
 
 def evaluations(project: Project) -> list[Document]:

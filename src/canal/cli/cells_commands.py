@@ -20,6 +20,7 @@ from canal.cli.parsing import (
     Root,
     complete_model,
     declared_source,
+    examples,
     note,
     open_project,
     show_result,
@@ -32,19 +33,23 @@ from canal.report.terminal import annotation_table, cells_progress
 
 def add_to(to: typer.Typer) -> None:
     """Add this module's commands to the command line."""
-    example = "Example: canal"
     to.command(
-        epilog=f"{example} annotate new.h5ad -o labelled.h5ad --layer counts    "
-        "canal annotate filtered_feature_bc_matrix.h5 -o labels.csv"
+        epilog=examples(
+            "canal annotate new.h5ad -o labelled.h5ad --layer counts",
+            "canal annotate filtered_feature_bc_matrix.h5 -o labels.csv",
+            "canal annotate new.h5ad -o labelled.h5ad --model lung-atlas.zip",
+        )
     )(annotate)
-    to.command(epilog=f"{example} novel labelled.h5ad -o novel.csv --batch donor")(novel)
-    to.command(epilog=f"{example} explain labelled.h5ad -o genes.csv --top 10")(explain)
-    to.command(epilog=f"{example} markers champion -o genes.csv --top 20")(markers)
-    to.command(epilog=f"{example} who labelled.h5ad")(who)
-    to.command(epilog=f"{example} serve champion --port 5001    canal serve 3 --token-file token")(serve)
+    to.command(epilog=examples("canal novel labelled.h5ad -o novel.csv --batch donor"))(novel)
+    to.command(epilog=examples("canal explain labelled.h5ad -o genes.csv --top 10"))(explain)
+    to.command(epilog=examples("canal markers champion -o genes.csv --top 20"))(markers)
+    to.command(epilog=examples("canal who labelled.h5ad"))(who)
+    to.command(epilog=examples("canal serve champion --port 5001", "canal serve 3 --token-file token"))(serve)
     to.command(
-        epilog=f"{example} validate new.h5ad --stage tumour    "
-        "canal validate lung.h5ad --label cell_type --values counts --map map.csv"
+        epilog=examples(
+            "canal validate new.h5ad --stage tumour",
+            "canal validate lung.h5ad --label cell_type --values counts --map map.csv",
+        )
     )(validate)
 
 
@@ -123,7 +128,10 @@ def annotate(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Label the cells of a file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
+    """Label the cells of a file: type, confidence and novelty of each.
+
+    A cell of no known type is "Unassigned".
+    """
     if use_raw and layer != "X":
         raise CanalError(f"--use-raw means --layer raw, but --layer {layer} was also given: leave one out")
     options = app.annotating.Options(
@@ -175,7 +183,10 @@ def validate(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the gate on any h5ad file, as a stage's or the next one's; exit code 1 unless it passes."""
+    """Run the gate on an h5ad file, as a stage's or the next one's.
+
+    Exit code 1 unless it passes.
+    """
     options: dict[str, Any] = {
         "values": values, "label": label, "label_map": label_map, "layer": layer, "batch": batch,
         "gene_column": gene_column, "min_genes": min_genes,
@@ -244,7 +255,10 @@ def novel(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Group the novel cells of a labelled file, and write a sheet in which a person names the groups."""
+    """Group the novel cells of a labelled file, for a person to name.
+
+    Writes a sheet with a row for each group: fill in its cell type.
+    """
     naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
     options = app.discovering.GroupingOptions(
         batch,
@@ -287,7 +301,10 @@ def explain(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the marker genes of each cell type in a labelled file: gradient times input, averaged."""
+    """Show the marker genes of each cell type in a labelled file.
+
+    By gradient times input, averaged over the cells of a type.
+    """
     naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
     options = app.discovering.ExplainOptions(cells, top, seed, naming, chunk_cells, key)
     labelled = app.discovering.LabelledFile(file, model, root)
@@ -309,7 +326,10 @@ def markers(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the genes that carry each cell type in a version itself, by the weights of network and sums."""
+    """Show the marker genes of each cell type in a version itself.
+
+    By the weights of network and sums; no cells are needed.
+    """
     document = app.discovering.markers(version, output, top, overwrite, note, root)
     show_result(document if as_json else marker_table(document), as_json)
     if output is not None:
@@ -325,7 +345,10 @@ def who(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which version labelled a file, when and how, and its present status in the registry."""
+    """Show which version labelled a file, when and how.
+
+    With the version's present status in the registry.
+    """
     document = app.annotating.who(file, root, key)
     show_result(document if as_json else who_group(document), as_json)
 
@@ -347,6 +370,9 @@ def serve(
     ] = None,
     root: Root = None,
 ) -> None:
-    """Serve the labels of `canal annotate` over HTTP, after an audit of the version."""
+    """Serve the labels of `canal annotate` over HTTP.
+
+    The version is audited first.
+    """
     how = app.serving.ServeOptions(host, port, workers, timeout, patience, max_mb, token_file)
     app.serving.serve(open_project(root), version, how)

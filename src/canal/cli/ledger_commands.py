@@ -1,12 +1,12 @@
 """Commands about provenance: ledger, keys, audit, schema, and export and import of a version's bundle."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, KeyFile, Root, note, open_project, show_result, signer
+from canal.cli.parsing import AsJson, KeyFile, Root, examples, note, open_project, show_result, signer
 from canal.core.errors import SigningError
 from canal.core.progress import count, size
 from canal.report.registry_tables import audit_report, ledger_table, reproduction_report
@@ -17,26 +17,33 @@ if TYPE_CHECKING:
 
 def add_to(to: typer.Typer) -> None:
     """Add this module's commands, and the groups `ledger` and `keys`, to the command line."""
-    example = "Example: canal"
-    to.command(epilog=f"{example} audit champion --json    canal audit 3 --reproduce")(audit)
-    to.command(epilog=f"{example} schema record | jq .required")(schema)
-    to.command("export", epilog=f"{example} export champion -o lung-atlas.zip")(export_version)
-    to.command("import", epilog=f"{example} import lung-atlas.zip")(import_version)
+    to.command(epilog=examples("canal audit champion --json", "canal audit 3 --reproduce"))(audit)
+    to.command(
+        epilog=examples(
+            "canal schema versions", "canal schema stage add", "canal schema record | jq .required"
+        )
+    )(schema)
+    to.command("export", epilog=examples("canal export champion -o lung-atlas.zip"))(export_version)
+    to.command("import", epilog=examples("canal import lung-atlas.zip"))(import_version)
     group = typer.Typer(invoke_without_command=True)
-    group.callback(epilog=f"{example} ledger --json | jq '.[].why'    canal ledger --verify")(ledger)
+    group.callback(epilog=examples("canal ledger --json | jq '.[].why'", "canal ledger --verify"))(ledger)
     group.command(
-        epilog=f'{example} ledger anchor --by "A. Person"    '
-        "canal ledger anchor --sign ~/.config/canal/key.pem --json"
+        epilog=examples(
+            'canal ledger anchor --by "A. Person"',
+            "canal ledger anchor --sign ~/.config/canal/key.pem --json",
+        )
     )(anchor)
     group.command(
-        epilog=f"{example} ledger merge origin/main --dry-run    "
-        'canal ledger merge --by "A. Person" --why "both labs promoted"'
+        epilog=examples(
+            "canal ledger merge origin/main --dry-run",
+            'canal ledger merge --by "A. Person" --why "both labs promoted"',
+        )
     )(merge)
     to.add_typer(group, name="ledger")
     keys = typer.Typer(no_args_is_help=True, help="Keys that sign the ledger, and whose they are.")
-    keys.command(epilog=f'{example} keys new --name "A. Person" >> keyring.txt')(new)
-    keys.command(epilog=f"{example} keys show ~/.config/canal/key.pem")(show)
-    keys.command(epilog=f'{example} keys add keyring.txt "CI ed25519 BASE64" --roles register')(add)
+    keys.command(epilog=examples('canal keys new --name "A. Person" >> keyring.txt'))(new)
+    keys.command(epilog=examples("canal keys show ~/.config/canal/key.pem"))(show)
+    keys.command(epilog=examples('canal keys add keyring.txt "CI ed25519 BASE64" --roles register'))(add)
     to.add_typer(keys, name="keys")
 
 
@@ -55,7 +62,7 @@ def ledger(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show who registered, promoted, rolled back and retired what, when and why."""
+    """Show who registered, promoted or retired what, when and why."""
     if context.invoked_subcommand is not None:
         return
 
@@ -171,10 +178,15 @@ def new(
         Path | None,
         typer.Option("-o", "--output", help="File to make; by default ~/.config/canal/key.pem."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a private key, and print the line that a keyring needs."""
     path = output or app.auditing.default_key_file()
-    show_line(app.auditing.new_key(path, name).line)
+    public = app.auditing.new_key(path, name)
+    if as_json:
+        show_result({**public.to_json(), "file": str(path)}, as_json)
+    else:
+        show_line(public.line)
     note(f"wrote {path}, which only you can read; the line above is for the keyring (canal keys add)")
 
 
@@ -187,7 +199,7 @@ def show(file: PrivateFile, as_json: AsJson = False) -> None:
         )
     public = key.public
     if as_json:
-        show_result({"name": public.name, "key": public.line, "fingerprint": public.fingerprint}, as_json)
+        show_result(public.to_json(), as_json)
         return
     show_line(public.line)
 
@@ -202,9 +214,16 @@ def add(
             help="May sign: register, promote, rollback, retire, erase, merge, rebuild, anchor; else all.",
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Add a public key to a keyring: whose signatures canal audit --require-signed accepts, and for what."""
+    """Add a public key to a keyring.
+
+    It says whose signatures canal audit --require-signed accepts, and for what.
+    """
     key = app.auditing.add_to_keyring(keyring, line, roles)
+    if as_json:
+        may = None if key.roles is None else sorted(key.roles)
+        show_result({**key.to_json(), "keyring": str(keyring), "roles": may}, as_json)
     allowed = "everything" if key.roles is None else ", ".join(sorted(key.roles))
     note(f"{keyring} holds the key of {key.name}, fingerprint {key.fingerprint[:16]}..., for {allowed}")
 
@@ -240,7 +259,10 @@ def audit(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify everything that was registered, and list findings; exit code 1 if there are any."""
+    """Verify everything that was registered, and list findings.
+
+    Exit code 1 if there are any.
+    """
     project = open_project(root)
     if reproduce and version is None:
         raise typer.BadParameter("--reproduce needs the number or alias of one version")
@@ -261,9 +283,19 @@ def audit(
         raise typer.Exit(1)
 
 
-def schema(name: Annotated[Literal["key", "record"], typer.Argument(help="key or record.")]) -> None:
-    """Print the JSON schema of key.json or record.json (draft 2020-12)."""
-    show_result(app.versions.schema(name), as_json=True)
+def schema(
+    name: Annotated[
+        list[str],
+        typer.Argument(metavar="COMMAND", help="A command with --json; or key or record, a version's files."),
+    ],
+) -> None:
+    """Print the JSON schema of a command's --json output.
+
+    Or of the files key.json and record.json of a version. Draft 2020-12.
+    """
+    command = " ".join(name)
+    file = command in ("key", "record")
+    show_result(app.versions.schema(command) if file else app.versions.output_schema(command), as_json=True)
 
 
 def export_version(
@@ -280,7 +312,10 @@ def export_version(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a version with its provenance into one file, for another team."""
+    """Write a version with its provenance into one file.
+
+    For another team, or for `canal models add`.
+    """
     options = app.versions.ExportOptions(overwrite, without_cells, notice=note)
     made = app.versions.export_version(open_project(root), version, output, options)
     if as_json:
@@ -304,7 +339,10 @@ def import_version(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a version that was learned elsewhere, after verifying everything in the file."""
+    """Register a version that was learned elsewhere.
+
+    Everything in the file is verified first.
+    """
     signed = signer(sign)
     imported = app.versions.import_bundle(open_project(root).store, file, signed)
     if as_json:

@@ -1,12 +1,14 @@
 """Options that several commands share, and functions that print results and notes."""
 
 import json
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape, render
 
 from canal import app
 from canal.core.errors import tell
@@ -19,7 +21,56 @@ if TYPE_CHECKING:
 
     from canal.app.project import Project, Sign
 
-Root = Annotated[Path | None, typer.Option("--root", help="Project folder; by default this one.")]
+_WORDS = re.compile(r"""-[a-zA-Z-]+\s(?![-|>])(?:"[^"]*"|'[^']*'|\S+)|"[^"]*"|'[^']*'|\S+""")
+"""A word of an example; an option with its value is one."""
+_WIDEST = 74
+"""Characters of an example's line: with its indentation and rich's margins they are 80."""
+
+
+def examples(*commands: str) -> str:
+    """Return the epilog of a command: examples of it, each on lines of its own that fit in 80 columns.
+
+    A longer one goes on behind a backslash, as a shell reads it, and no option is parted from its value.
+    """
+    lines = ["Examples:"]
+    for command in commands:
+        line, indent = "", "  "
+        for word in _WORDS.findall(command):
+            if line and len(line) + len(word) + 3 > _WIDEST:
+                lines.append(f"{indent}{line} \\")
+                line, indent = word, "      "
+            else:
+                line = f"{line} {word}".strip()
+        lines.append(indent + line)
+    # Markup at both ends keeps rich from stripping the indentation.
+    return "\n".join([lines[0], *(f"[cyan]{escape(line)}[/cyan]" for line in lines[1:])])
+
+
+def shown_examples(epilog: str) -> list[str]:
+    """Return the commands of `examples`, each on one line."""
+    return [line.strip() for line in re.sub(r" \\\n +", " ", render(epilog).plain).splitlines()[1:]]
+
+
+def _project_folder(context: typer.Context, root: Path | None) -> Path | None:
+    """Return the folder of ``--root``; without it that of the project around the working directory.
+
+    None where the working directory is the project's folder, or there is no project around it.
+    """
+    here = Path.cwd()
+    if root is not None or app.project.is_project(here):
+        return root
+    found = app.project.project_above(here)
+    if found is not None and not context.resilient_parsing:
+        note(f"project: {found}")
+    return found
+
+
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--root", callback=_project_folder, help="Project folder; by default this one, or the next above it."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Commit = Annotated[bool, typer.Option("--commit", help="Commit params.yaml to git.")]
 DryRun = Annotated[

@@ -1,4 +1,4 @@
-"""Commands about a project as a whole: init, plan, run, upgrade."""
+"""Commands about a project as a whole: init, plan, run, status, doctor, upgrade."""
 
 import os
 import shlex
@@ -20,26 +20,32 @@ from canal.cli.parsing import (
     Layer,
     Root,
     declared_source,
+    examples,
     note,
     open_project,
     show_result,
 )
-from canal.core.errors import ConfigError
+from canal.core.errors import CanalError, ConfigError
 from canal.report.gate_tables import verdict_table
-from canal.report.terminal import plan_table
+from canal.report.project_tables import doctor_table, plan_table, status_group
 
 Method = Literal["exact", "combined", "published"]
 
 
 def add_to(to: typer.Typer) -> None:
-    """Add the commands `init`, `plan`, `run` and `upgrade` to the command line."""
+    """Add this module's commands to the command line."""
     to.command(
-        epilog="Example: canal init pancreas --first baron.h5ad --label cell_type --values counts    "
-        "canal init demo --demo    canal init published --stream published-pancreas --data . --values counts"
+        epilog=examples(
+            "canal init demo --demo",
+            "canal init pancreas --first baron.h5ad --label cell_type --values counts",
+            "canal init published --stream published-pancreas --data . --values counts",
+        )
     )(init)
-    to.command(epilog="Example: canal plan    canal plan --json | jq '.stages[] | {stage, fate}'")(plan)
-    to.command(epilog="Example: canal run    canal run --dry-run")(run)
-    to.command(epilog="Example: canal upgrade --dry-run    canal upgrade")(upgrade)
+    to.command(epilog=examples("canal plan", "canal plan --json | jq '.stages[] | {stage, fate}'"))(plan)
+    to.command(epilog=examples("canal run", "canal run --dry-run"))(run)
+    to.command(epilog=examples("canal status", "canal status --json | jq '.needs[].command'"))(status)
+    to.command(epilog=examples("canal doctor", "canal doctor --json | jq '.[] | .found'"))(doctor)
+    to.command(epilog=examples("canal upgrade --dry-run", "canal upgrade"))(upgrade)
 
 
 def init(
@@ -80,8 +86,12 @@ def init(
         list[str] | None, typer.Option(metavar="TYPE", help="Of a stream: a type to hold out as novel.")
     ] = None,
     dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Begin a lineage of your own: a folder with git, DVC, parameters, pipeline and a CI workflow."""
+    """Begin a project of your own, or canal's demonstration.
+
+    A folder with git, DVC, parameters, pipeline and a CI workflow.
+    """
     of_file: dict[str, Any] = {
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
         "gene_column": gene_column,
@@ -95,9 +105,16 @@ def init(
         wish = replace(wish, first=app.creating.FirstStage(name, of_first))
     if stream is not None:
         wish = replace(wish, stream=_found_stream(stream, of_file, of_stream, folder))
-    made = app.creating.create(
-        folder, wish, lambda verdict: show_result(verdict_table(verdict), as_json=False), dry_run
-    )
+    verdicts: list[Any] = []
+    show = verdicts.append if as_json else lambda one: show_result(verdict_table(one), as_json=False)
+    made = app.creating.create(folder, wish, show, dry_run)
+    if as_json:
+        committed = not dry_run and made.problem is None
+        document = {
+            "root": str(made.root), "files": list(made.files), "dry_run": dry_run, "committed": committed,
+            "problem": made.problem, "verdicts": [one.document() for one in verdicts],
+        }  # fmt: skip
+        show_result(document, as_json)
     if dry_run:
         note(f"would make {made.root}, of {len(made.files)} files: {', '.join(made.files)}")
         return
@@ -160,16 +177,22 @@ def _found_stream(
 
 
 def plan(root: Root = None, as_json: AsJson = False) -> None:
-    """Show what `canal run` would learn, restore or refuse, by which steps of DVC; nothing is touched."""
+    """Show what `canal run` would learn, restore or refuse.
+
+    With the steps of DVC that would run; nothing is touched.
+    """
     _plan(root, as_json)
 
 
-def run(dry_run: DryRun = False, root: Root = None) -> None:
-    """Learn what params.yaml asks for: gate, split, learn, evaluate, register; say what to commit."""
+def run(dry_run: DryRun = False, root: Root = None, as_json: AsJson = False) -> None:
+    """Learn and register the stages that params.yaml asks for.
+
+    Runs gate, split, learning, evaluation and registration; says what to commit.
+    """
     if dry_run:
-        _plan(root, as_json=False)
+        _plan(root, as_json)
         return
-    raise typer.Exit(app.running.main(root))
+    raise typer.Exit(app.running.main(root, as_json))
 
 
 def _plan(root: Path | None, as_json: bool) -> None:
@@ -192,8 +215,40 @@ def _plan(root: Path | None, as_json: bool) -> None:
         note(f"next: canal run ({len(planned.steps)} of {planned.n_steps} steps; {learned} to learn)")
 
 
+def status(root: Root = None, as_json: AsJson = False) -> None:
+    """Show which version serves, what is new and what waits for you.
+
+    With the command that does it. Nothing is changed; `canal doctor` looks for what is broken.
+    """
+    if root is None and not app.project.is_project(Path.cwd()):
+        found = app.status.no_project(Path.cwd())
+    else:
+        try:
+            found = app.status.status(open_project(root))
+        except CanalError as error:
+            raise CanalError(f"{error}. `canal doctor` checks everything else") from error
+    show_result(found if as_json else status_group(found), as_json)
+
+
+def doctor(root: Root = None, as_json: AsJson = False) -> None:
+    """Check canal, its packages, the project and this machine.
+
+    For when other commands fail, also outside of projects; nothing is changed. Exit code 1 if anything is
+    broken.
+    """
+    checks = app.doctor.doctor(root or Path.cwd())
+    show_result(checks if as_json else doctor_table(checks), as_json)
+    broken = [one["name"] for one in checks if one["state"] == "broken"]
+    if broken:
+        note(f"canal: broken: {', '.join(broken)}")
+        raise typer.Exit(1)
+
+
 def upgrade(dry_run: DryRun = False, root: Root = None, as_json: AsJson = False) -> None:
-    """Move a project to this canal's pipeline; what was learned is restored, never learned again."""
+    """Move a project to this canal's pipeline.
+
+    What was learned is restored, never learned again.
+    """
     moved = app.upgrading.upgrade(open_project(root), dry_run)
     if as_json:
         show_result(moved.to_json(), as_json)

@@ -1,11 +1,12 @@
-"""The command line's entry point `main`, and the commands versions, show, registry and report."""
+"""The command line's entry point `main`, and the commands versions, show, diff, registry and report."""
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from canal import __version__, app
 from canal.cli import (
@@ -16,18 +17,51 @@ from canal.cli import (
     stages_commands,
     versions_commands,
 )
-from canal.cli.parsing import AsJson, KeyFile, Root, note, open_project, show_result, signer
-from canal.core.errors import CanalError, tell
+from canal.cli.parsing import AsJson, KeyFile, Root, examples, note, open_project, show_result, signer
+from canal.core.errors import CanalError, RegistryError, tell
 from canal.core.files import system_refusal
 from canal.core.packages import DISTRIBUTION, named_packages, other_canal
 from canal.core.progress import watch
-from canal.report.registry_tables import rebuilt_table, rebuilt_view
+from canal.report.registry_tables import difference_group, rebuilt_table, rebuilt_view
 from canal.report.terminal import lineage_report, version_panel, versions_table
 from canal.runtime.startup import INTERRUPTED, begin, exit_code, leave
+
+PANELS = {
+    "Label cells": ("annotate", "novel", "explain", "markers", "who", "models", "serve"),
+    "Learn": ("plan", "run", "validate", "stage", "tune", "backbone", "basis", "sums"),
+    "Registry": (
+        "versions",
+        "show",
+        "compare",
+        "promote",
+        "rollback",
+        "retire",
+        "diff",
+        "report",
+        "registry",
+    ),
+    "Prove": ("lineage", "impact", "audit", "ledger", "keys", "unlearn", "erase", "schema"),
+    "Share": ("export", "import", "share", "merge"),
+    "Project": ("status", "init", "doctor", "upgrade"),
+}
+"""The panels of `canal --help` -> their commands, the most used first."""
+
+
+class InPanels(TyperGroup):
+    """The commands of `canal`, in `PANELS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the commands' names, panel by panel."""
+        for panel, names in PANELS.items():
+            for name in names:
+                self.commands[name].rich_help_panel = panel  # type: ignore[attr-defined]
+        return [name for names in PANELS.values() for name in names]
+
 
 command_line = typer.Typer(
     name="canal",
     help="An annotator of single-cell RNA-seq data that keeps learning, with every label provable.",
+    cls=InPanels,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -103,14 +137,14 @@ def options(
     """Declare the options of `canal` itself."""
 
 
-@command_line.command(epilog="Example: canal versions --json | jq '.[].stage'")
+@command_line.command(epilog=examples("canal versions", "canal versions --json | jq '.[].stage'"))
 def versions(root: Root = None, as_json: AsJson = False) -> None:
     """List the registered versions with their aliases and metrics."""
     rows = app.versions.version_rows(open_project(root))
     show_result(rows if as_json else versions_table(rows), as_json)
 
 
-@command_line.command(epilog="Example: canal show 3    canal show candidate --json")
+@command_line.command(epilog=examples("canal show 3", "canal show candidate --json"))
 def show(
     version: Annotated[str, typer.Argument(help="Number or alias.")],
     root: Root = None,
@@ -121,9 +155,45 @@ def show(
     show_result(view if as_json else version_panel(view), as_json)
 
 
-@registry_app.command("sync", epilog="Example: canal registry sync")
+@command_line.command(epilog=examples("canal diff 2 3", "canal diff 2 3 lab.h5ad --cells changed.csv"))
+def diff(
+    before: Annotated[str, typer.Argument(metavar="V1", help="Number or alias.")],
+    after: Annotated[str, typer.Argument(metavar="V2", help="Number or alias.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE.h5ad]", help="Cells that both are to label.")
+    ] = None,
+    cells: Annotated[
+        Path | None, typer.Option(help="Write the file's cells whose label changes, as CSV.")
+    ] = None,
+    layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
+    values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",
+    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the differences between two versions.
+
+    Of a file, also the cells whose label changes, by old and new type.
+    """
+    if cells is not None and file is None:
+        raise RegistryError("--cells lists the cells of a file: name the file")
+    options = None
+    if file is not None:
+        options = app.promoting.Options(layer=layer, values=values, gene_column=gene_column)
+    difference = app.promoting.diff(open_project(root), before, after, file, options, note)
+    if cells is not None and difference.cells is not None:
+        difference.cells.write(cells)
+        note(f"wrote {cells}: {len(difference.cells.table)} cells")
+    document = difference.to_json()
+    show_result(document if as_json else difference_group(document), as_json)
+
+
+@registry_app.command("sync", epilog=examples("canal registry sync"))
 def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = False) -> None:
-    """Register every finished stage that is not registered yet, and show the state of the lineage."""
+    """Register every finished stage that is not registered yet.
+
+    Then the state of the lineage is shown.
+    """
     signed = signer(sign)
     project = open_project(root)
     synced = app.versions.registry_sync(project, signed)
@@ -143,7 +213,8 @@ def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = Fal
 
 
 @registry_app.command(
-    "rebuild", epilog='Example: canal registry rebuild --by "A. Person" --why "the disk of mlflow.db died"'
+    "rebuild",
+    epilog=examples('canal registry rebuild --by "A. Person" --why "the disk of mlflow.db died"'),
 )
 def registry_rebuild(
     by: Annotated[
@@ -162,7 +233,10 @@ def registry_rebuild(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rebuild a lost MLflow store from models and ledger: same numbers, keys, aliases."""
+    """Rebuild a lost MLflow store from models and ledger.
+
+    Numbers, keys and aliases are the same again.
+    """
     signed = signer(sign, by)
     view = rebuilt_view(
         app.versions.registry_rebuild(open_project(root), by, why, also or (), without or (), signed)
@@ -171,13 +245,17 @@ def registry_rebuild(
     note("next: canal audit, then commit ledger.jsonl")
 
 
-@command_line.command(epilog="Example: canal report -o report")
+@command_line.command(epilog=examples("canal report -o report"))
 def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for index.html.")] = Path("report"),
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the offline HTML report of the run, with its figures."""
-    note(f"wrote {app.versions.write_page(open_project(root), output)}")
+    page = app.versions.write_page(open_project(root), output)
+    if as_json:
+        show_result({"page": str(page)}, as_json)
+    note(f"wrote {page}")
 
 
 if __name__ == "__main__":

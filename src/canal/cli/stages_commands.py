@@ -23,6 +23,7 @@ from canal.cli.parsing import (
     Parent,
     Root,
     declared_source,
+    examples,
     note,
     open_project,
     show_result,
@@ -30,8 +31,8 @@ from canal.cli.parsing import (
 )
 from canal.core.errors import ConfigError
 from canal.report.gate_tables import map_table, verdict_table
+from canal.report.project_tables import added_lines
 from canal.report.study_figures import front_rows, tuning_table
-from canal.report.terminal import added_lines
 
 if TYPE_CHECKING:
     from canal.app.backfilling import Backfilled
@@ -42,34 +43,36 @@ Table = Annotated[Path | None, typer.Option(help="With --from-novel: the table t
 
 def add_to(to: typer.Typer) -> None:
     """Add the groups `stage`, `tune`, `sums`, `basis` and `backbone` to the command line."""
-    example = "Example: canal"
     stage = typer.Typer(no_args_is_help=True, help="Add a stage, or learn one again on a new branch.")
     stage.command(
-        epilog=f"{example} stage add lung --file lung.h5ad --values counts --batch donor --commit    "
-        "canal stage add myeloid --from-novel novel.csv"
+        epilog=examples(
+            "canal stage add lung --file lung.h5ad --values counts --batch donor --commit",
+            "canal stage add myeloid --from-novel novel.csv",
+        )
     )(add)
     stage.command(
         "map",
-        epilog=f"{example} stage map lung.h5ad --label cell_type --values counts -o map.csv",
+        epilog=examples("canal stage map lung.h5ad --label cell_type --values counts -o map.csv"),
     )(map_labels)
-    stage.command(epilog=f"{example} stage relearn tumour --commit")(relearn)
+    stage.command(epilog=examples("canal stage relearn tumour --commit"))(relearn)
     to.add_typer(stage, name="stage")
     tune = typer.Typer(no_args_is_help=True, help="The study that chooses lambda and L of a stage.")
-    tune.command(epilog=f"{example} tune show kang-ctrl")(show)
-    tune.command(epilog=f"{example} tune run kang-ctrl --jobs 2")(run)
+    tune.command(epilog=examples("canal tune show kang-ctrl"))(show)
+    tune.command(epilog=examples("canal tune run kang-ctrl --jobs 2"))(run)
     to.add_typer(tune, name="tune")
     sums = typer.Typer(no_args_is_help=True, help="The sums that versions keep of what they learned.")
-    sums.command(epilog=f"{example} sums backfill tumour")(backfill)
+    sums.command(epilog=examples("canal sums backfill tumour"))(backfill)
     to.add_typer(sums, name="sums")
     basis = typer.Typer(
         no_args_is_help=True, help="The genes that a lineage's sums are of, and their levels."
     )
-    basis.command(epilog=f"{example} basis export champion -o lab.json")(export)
-    basis.command(epilog=f"{example} basis adopt lab.json --commit")(adopt)
+    basis.command(epilog=examples("canal basis export champion -o lab.json"))(export)
+    basis.command(epilog=examples("canal basis adopt lab.json --commit"))(adopt)
     to.add_typer(basis, name="basis")
     backbone = typer.Typer(no_args_is_help=True, help="The network that a lineage begins with.")
     backbone.command(
-        "import", epilog=f"{example} backbone import panglao_pretrain.pth --genes panglao_10000.h5ad --commit"
+        "import",
+        epilog=examples("canal backbone import panglao_pretrain.pth --genes panglao_10000.h5ad --commit"),
     )(backbone_import)
     to.add_typer(backbone, name="backbone")
 
@@ -102,8 +105,12 @@ def add(
     dry_run: DryRun = False,
     commit: Commit = False,
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Declare a new stage in params.yaml if its cells pass the gate; `canal run` then learns it."""
+    """Declare a new stage in params.yaml if its cells pass the gate.
+
+    `canal run` then learns it.
+    """
     of_file: dict[str, Any] = {
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
         "gene_column": gene_column,
@@ -118,12 +125,22 @@ def add(
         naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
         options = app.discovering.SheetOptions(from_novel, file, naming, parent, fixed, min_genes, grow)
         addition = app.discovering.propose_from_novel(name, options, root)
-    show_result(verdict_table(addition.verdict, everything), as_json=False)
+    passed, lines = addition.verdict.passed, added_lines(addition.before, addition.text)
+    document = {
+        "stage": name, "added": passed and not dry_run, "committed": passed and commit and not dry_run,
+        "dry_run": dry_run, "changes": lines, "verdict": addition.verdict.document(),
+    }  # fmt: skip
+    if not as_json:
+        show_result(verdict_table(addition.verdict, everything), as_json=False)
+    elif dry_run or not passed:
+        show_result(document, as_json)
     if dry_run:
         app.declaring.require_passed(addition)
-        note(f"would add to params.yaml:\n{added_lines(addition.before, addition.text)}")
+        note(f"would add to params.yaml:\n{lines}")
         return
     app.declaring.add_stage(addition, commit, root)
+    if as_json:
+        show_result(document, as_json)
     added = f"added stage {name} to params.yaml"
     if commit:
         note(f"{added} and committed it; next: canal run")
@@ -153,7 +170,10 @@ def map_labels(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Propose a cell type for each label of a file: by the model's answers, Cell Ontology ids and names."""
+    """Propose a cell type for each label of a file.
+
+    By the model's answers, Cell Ontology ids and names.
+    """
     declared = {
         "label": label, "values": values, "layer": layer, "batch": batch, "gene_column": gene_column,
         "min_genes": min_genes,
@@ -181,9 +201,16 @@ def relearn(
     dry_run: DryRun = False,
     commit: Commit = False,
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Start a new branch of the lineage from this stage on; old versions stay as they are."""
+    """Start a new branch of the lineage from this stage on.
+
+    Old versions stay as they are.
+    """
     relearned = app.declaring.relearn(name, commit, root, dry_run)
+    if as_json:
+        committed = commit and not dry_run
+        show_result({"stages": relearned, "dry_run": dry_run, "committed": committed}, as_json)
     would = "would start a" if dry_run else "a"
     note(f"{would} new branch for {', '.join(relearned)}; `canal run` learns them, old versions stay")
 
@@ -227,7 +254,10 @@ def run(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a stage's study ahead of `canal run`, which then reuses its trials; no stage is learned."""
+    """Run a stage's study ahead of `canal run`.
+
+    The run reuses its trials; no stage is learned here.
+    """
     document = app.choosing.choose(open_project(root), stage, app.choosing.watch_trials, jobs)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
     show_result(result, as_json)
@@ -241,9 +271,16 @@ def backfill(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a version of a stage with sums of its cells; its network is kept, nothing is trained."""
+    """Register a version of a stage with sums of its cells.
+
+    Its network is kept, nothing is trained.
+    """
     if dry_run:
-        for name, what in app.backfilling.planned_backfill(open_project(root), stage).items():
+        planned = app.backfilling.planned_backfill(open_project(root), stage)
+        if as_json:
+            show_result({"dry_run": True, "stages": planned}, as_json)
+            return
+        for name, what in planned.items():
             note(f"{name}: {what}")
         return
     signed = signer(sign)
@@ -270,9 +307,15 @@ def export(
         Path, typer.Option("-o", "--output", help="A file .json, or a folder to write basis.json into.")
     ],
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Write the basis of a version, for another lineage whose sums are to be compatible."""
+    """Write a version's basis, for another lineage.
+
+    Its sums are then compatible with this one's.
+    """
     path = app.beginning.export_basis(open_project(root), version, output)
+    if as_json:
+        show_result({"file": str(path)}, as_json)
     note(f"wrote {path}; next, in the other project: canal basis adopt {path.name}")
 
 
@@ -286,14 +329,14 @@ def adopt(
     """Adopt another lineage's basis, in a project without learned stages."""
     project = open_project(root)
     made = app.beginning.adopt_basis(project, path, dry_run)
-    if dry_run:
+    if dry_run and not as_json:
         what = "params.yaml would name it" if made.changed else "params.yaml names it already"
         note(f"{made.path}: {made.genes} genes, chosen on cells of {', '.join(made.seen)}; {what}")
         return
-    if commit:
+    if commit and not dry_run:
         project.commit(f"Adopt basis {made.digest[:12]}", made.path)
     if as_json:
-        show_result(made.to_json(), as_json)
+        show_result({**made.to_json(), "dry_run": dry_run}, as_json)
         return
     what = "params.yaml names it" if made.changed else "nothing to do: params.yaml names it already"
     note(f"{made.path}: {made.genes} genes, chosen on cells of {', '.join(made.seen)}; {what}")
@@ -310,12 +353,19 @@ def backbone_import(
     commit: Commit = False,
     sign: KeyFile = None,
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Start the lineage from published weights: check them, register them, name them in params.yaml."""
+    """Start the lineage from published weights.
+
+    They are checked, registered, and named in params.yaml.
+    """
     signed, project = signer(sign), open_project(root)
     files = app.beginning.PublishedFiles(checkpoint, genes, gene2vec)
     if dry_run:
         found = app.beginning.read_backbone(files, project.config.backbone.preset)
+        if as_json:
+            show_result({**app.beginning.backbone_facts(files.name, found), "dry_run": True}, as_json)
+            return
         note(
             f"{checkpoint.name} fits: {len(found.vocabulary)} genes, {found.config.depth} blocks of width "
             f"{found.config.dim}; it would be registered, and backbones/{files.name} named in params.yaml"
@@ -325,6 +375,10 @@ def backbone_import(
     if commit:
         project.commit(f"Import backbone {imported.folder.name}")
     backbone, version = imported.backbone, imported.version
+    if as_json:
+        facts = app.beginning.backbone_facts(imported.folder.name, backbone)
+        of_version = {"version": version.number, "committed": commit, "conflict": imported.conflict}
+        show_result({**facts, "dry_run": False, **of_version}, as_json)
     note(
         f"imported {checkpoint.name}: {len(backbone.vocabulary)} genes, {backbone.config.depth} blocks of "
         f"width {backbone.config.dim}; it is {version.model} {version.number}, and params.yaml names it"

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from canal.cli.parsing import (
     KeyFile,
     Root,
     Why,
+    examples,
     note,
     open_project,
     show_result,
@@ -24,7 +25,10 @@ from canal.report.cell_tables import erased_group, forward_group, impact_group, 
 from canal.report.exchange_tables import merged_group, shared_group
 from canal.report.lineage_page import dot as as_dot
 from canal.report.lineage_page import lineage_tree, write_lineage
-from canal.report.registry_tables import comparison_table, difference_group, rulings_table
+from canal.report.registry_tables import comparison_table, rulings_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 OneBatch = Annotated[str | None, typer.Option(help="One batch of it, such as a donor.")]
 NamedCells = Annotated[
@@ -34,24 +38,28 @@ NamedCells = Annotated[
 
 def add_to(to: typer.Typer) -> None:
     """Add this module's commands to the command line."""
-    example = "Example: canal"
-    to.command(epilog=f'{example} promote candidate --by "A. Person" --why "lung atlas, reviewed"')(promote)
-    to.command(epilog=f"{example} compare candidate --file lab.h5ad --stage lung")(compare)
-    to.command(epilog=f'{example} rollback --by "A. Person" --why "T cells of donor 4 look wrong"')(rollback)
-    to.command(epilog=f'{example} retire 2 --by "A. Person" --why "donor withdrew consent"')(retire)
-    to.command(epilog=f"{example} lineage champion --html lineage.html    canal lineage --data pbmc3k")(
-        lineage
-    )
-    to.command(epilog=f"{example} impact kang-ctrl")(impact)
-    to.command(epilog=f'{example} unlearn kang-ctrl --batch 1015 --by "A. Person" --why "consent withdrawn"')(
-        unlearn
-    )
     to.command(
-        epilog=f'{example} erase kang-ctrl --batch 1015 --by "A. Person" --why "consent withdrawn" --dry-run'
-    )(erase)
-    to.command(epilog=f'{example} merge champion site-b.canal --by "A. Person" --why "both hospitals"')(merge)
-    to.command(epilog=f"{example} share champion -o site-b.canal")(share)
-    to.command(epilog=f"{example} diff 2 3 lab.h5ad --cells changed.csv")(diff)
+        epilog=examples(
+            "canal promote candidate --dry-run",
+            'canal promote candidate --by "A. Person" --why "lung atlas, reviewed"',
+        )
+    )(promote)
+    to.command(epilog=examples("canal compare candidate --file lab.h5ad --stage lung"))(compare)
+    to.command(epilog=examples('canal rollback --by "A. Person" --why "T cells of donor 4 look wrong"'))(
+        rollback
+    )
+    to.command(epilog=examples('canal retire 2 --by "A. Person" --why "donor withdrew consent"'))(retire)
+    to.command(
+        epilog=examples("canal lineage champion --html lineage.html", "canal lineage --data pbmc3k --json")
+    )(lineage)
+    to.command(epilog=examples("canal impact kang-ctrl", "canal impact kang-ctrl --batch 1015"))(impact)
+    withdrawn = '--batch 1015 --by "A. Person" --why "consent withdrawn"'
+    to.command(epilog=examples(f"canal unlearn kang-ctrl {withdrawn}"))(unlearn)
+    to.command(epilog=examples(f"canal erase kang-ctrl {withdrawn} --dry-run"))(erase)
+    to.command(epilog=examples('canal merge champion site-b.canal --by "A. Person" --why "both hospitals"'))(
+        merge
+    )
+    to.command(epilog=examples("canal share champion -o site-b.canal"))(share)
 
 
 def promote(
@@ -74,7 +82,10 @@ def promote(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the champion if it passes the policy; exit code 1 when a rule fails."""
+    """Make a version the champion if it passes the policy.
+
+    Exit code 1 when a rule fails.
+    """
     decision = None if dry_run else app.promoting.Decision(by, why, signer(sign, by))
     project = open_project(root)
     judgement = app.promoting.judge_version(project, version, override or (), too_few)
@@ -111,7 +122,10 @@ def compare(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a version and the champion on the same cells: intervals, McNemar's test, types lost."""
+    """Score a version and the champion on the same cells.
+
+    With intervals, McNemar's test and the types lost.
+    """
     document = app.promoting.compare(open_project(root), version, against, file, stage).to_json()
     show_result(document if as_json else comparison_table(document), as_json)
 
@@ -125,13 +139,19 @@ def rollback(
     dry_run: DryRun = False,
     sign: KeyFile = None,
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Make the previous champion, or any ready version, the champion again; recorded in the ledger."""
+    """Make the previous champion, or another version, serve again.
+
+    Any ready version may be named; the ledger records who and why.
+    """
     decision = app.promoting.Decision(by, why, signer(sign, by))
     if dry_run:
-        _plan_move(root, "rollback", to, decision)
+        _plan_move(root, "rollback", to, decision, as_json)
         return
     entry = app.promoting.rollback(open_project(root), to, decision)
+    if as_json:
+        show_result(_moved(entry.kind, entry.version, entry.aliases, entry.document), as_json)
     note(_ledger_message(f"version {entry.version} is the champion again", entry.seq))
 
 
@@ -142,13 +162,16 @@ def retire(
     dry_run: DryRun = False,
     sign: KeyFile = None,
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
     """Retire a version: it never serves again; its artifacts are kept."""
     decision = app.promoting.Decision(by, why, signer(sign, by))
     if dry_run:
-        _plan_move(root, "retire", version, decision)
+        _plan_move(root, "retire", version, decision, as_json)
         return
     entry = app.promoting.retire(open_project(root), version, decision)
+    if as_json:
+        show_result(_moved(entry.kind, entry.version, entry.aliases, entry.document), as_json)
     note(_ledger_message(f"version {entry.version} is retired", entry.seq))
 
 
@@ -157,14 +180,27 @@ def _plan_move(
     action: Literal["rollback", "retire"],
     wanted: str | None,
     decision: "app.promoting.Decision",
+    as_json: bool,
 ) -> None:
     """Say what a decision would record; nothing is moved."""
     draft = app.promoting.planned_move(open_project(root), action, wanted, decision)
+    if as_json:
+        show_result(_moved(draft.kind, draft.version, draft.aliases, None), as_json)
+        return
     moves = ", ".join(
         f"{alias} would be taken away" if number is None else f"{alias} would point to version {number}"
         for alias, number in draft.aliases.items()
     )
     note(f"{draft.kind} of version {draft.version}: {moves or 'no alias would move'}; nothing was changed")
+
+
+def _moved(
+    kind: str, version: int, aliases: "Mapping[str, int | None]", entry: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return a move as a JSON document; without an entry of the ledger it was not made (``--dry-run``)."""
+    return {
+        "kind": kind, "version": version, "aliases": dict(aliases), "dry_run": entry is None, "entry": entry,
+    }  # fmt: skip
 
 
 def _ledger_message(what: str, seq: int) -> str:
@@ -185,7 +221,10 @@ def lineage(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show where a version comes from, or which versions learned from a data set or a cell."""
+    """Show what a version learned from, or who learned from a cell.
+
+    Back from a version to its data; forward from a data set (--data) or a cell (--cell) to versions.
+    """
     given = [one for one in (version, data, cell) if one is not None]
     if len(given) != 1:
         raise RegistryError("give exactly one of: a version, --data NAME, --cell ID")
@@ -213,7 +252,10 @@ def impact(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what learned from a data set, a donor or a cell, and the commands to relearn without it."""
+    """List what learned from a data set, a donor or a cell.
+
+    With the commands that learn again without it.
+    """
     document = app.impact.impact(open_project(root), app.impact.CellQuery(source, batch, cell)).to_json()
     show_result(document if as_json else impact_group(document), as_json)
 
@@ -234,7 +276,10 @@ def unlearn(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register versions without a source, a batch or some cells, from the sums of what remains."""
+    """Register versions without a source, a batch or some cells.
+
+    Made from the sums of what remains; nothing is trained.
+    """
     decision = app.unlearning.Decision(by, why, signer(sign, by))
     withdrawal = app.unlearning.Withdrawal(source, batch, app.unlearning.read_names_of_cells(cells))
     project = open_project(root)
@@ -263,7 +308,10 @@ def erase(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the bytes of cells from everything canal knows, once no version that stays has them."""
+    """Remove the bytes of cells from all that canal knows.
+
+    Refused while a version that is to stay has learned from them.
+    """
     if batch is not None and cells is not None:
         raise typer.BadParameter("give --batch or --cells, as to canal unlearn")
     if dry_run == (confirm is not None):
@@ -305,7 +353,10 @@ def merge(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a version with the sums of two lineages: as if one had learned from the cells of both."""
+    """Register a version with the sums of two lineages.
+
+    The same as if one lineage had learned from the cells of both.
+    """
     joining = app.joining_lineages
     decision = joining.Decision(by, why, signer(sign, by))
     key = None if overlap_key is None else joining.OverlapKey.read(overlap_key)
@@ -324,35 +375,9 @@ def share(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write basis, labels and sums of a version into one file, without any cell, for canal merge."""
+    """Write a version's sums, without any cell, for canal merge.
+
+    One file with basis, labels and sums.
+    """
     document = app.sharing.share(open_project(root), version, output, min_cells, overlap_key).to_json()
     show_result(document if as_json else shared_group(document), as_json)
-
-
-def diff(
-    before: Annotated[str, typer.Argument(metavar="V1", help="Number or alias.")],
-    after: Annotated[str, typer.Argument(metavar="V2", help="Number or alias.")],
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE.h5ad]", help="Cells that both are to label.")
-    ] = None,
-    cells: Annotated[
-        Path | None, typer.Option(help="Write the file's cells whose label changes, as CSV.")
-    ] = None,
-    layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
-    values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",
-    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
-    root: Root = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the differences between two versions, and the label changes of a file, by old and new type."""
-    if cells is not None and file is None:
-        raise RegistryError("--cells lists the cells of a file: name the file")
-    options = None
-    if file is not None:
-        options = app.promoting.Options(layer=layer, values=values, gene_column=gene_column)
-    difference = app.promoting.diff(open_project(root), before, after, file, options, note)
-    if cells is not None and difference.cells is not None:
-        difference.cells.write(cells)
-        note(f"wrote {cells}: {len(difference.cells.table)} cells")
-    document = difference.to_json()
-    show_result(document if as_json else difference_group(document), as_json)

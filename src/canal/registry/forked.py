@@ -31,7 +31,7 @@ from mlflow.projects.utils import (
     load_project,
 )
 
-from canal.runtime.startup import run_script
+from canal.runtime.startup import INTERRUPTED, run_script
 
 NAME = "canal-forked"
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
@@ -171,6 +171,8 @@ def _wait_and_run(orders: int, ahead: Sequence[str]) -> None:
             code = run_script(order["command"], order["folder"])
         else:
             code = 0
+    except KeyboardInterrupt:  # whoever gave the order says so
+        code = INTERRUPTED
     except BaseException:
         traceback.print_exc()
     finally:

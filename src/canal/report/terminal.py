@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import unified_diff
 from typing import Any
 
 from rich.console import Console, Group
@@ -66,45 +65,6 @@ def matrix_table(evaluations: Sequence[Document]) -> Listing:
     if before:
         found.note = "(…): the next stage's cells of known types, before they were learned"
     return found
-
-
-_FATES = {"learn": "green", "register": "green", "restore": "cyan", "keep": "dim", "refuse": "bold red"}
-
-
-def plan_table(planned: Mapping[str, Any]) -> Group:
-    """Return what a run would do, stage by stage, and the other steps of DVC (`canal.app.planning.Plan`)."""
-    found = Listing(
-        "What a run would do",
-        (
-            Column("stage", style="bold"),
-            Column(""),
-            *figures("version"),
-            Column("why", "prose"),
-            Column("steps of DVC", "names", "dim"),
-        ),
-    )
-    for one in planned["stages"]:
-        steps = [step.partition("@")[0] for step in one["steps"]]
-        version = "" if one["version"] is None else str(one["version"])
-        found.add(one["stage"], text(one["fate"], _FATES[one["fate"]]), version, one["why"], steps)
-    own = {step for one in planned["stages"] for step in one["steps"]}
-    for step, reason in planned["steps"].items():
-        if step not in own:
-            found.add(step, "run", "", reason)
-    if perhaps := len(planned["perhaps"]):
-        steps_more = count(perhaps, "more step")
-        found.note = f"{steps_more} of DVC, only if one before them makes other bytes than last time"
-    if not planned["stages"]:
-        return Group(text("params.yaml declares no stage yet: canal stage add NAME --file F declares one"))
-    return Group(found)
-
-
-def added_lines(before: str, after: str) -> str:
-    """Return the lines of a text that an earlier one lacks or has otherwise, as `diff` shows them."""
-    lines = unified_diff(
-        before.splitlines(), after.splitlines(), "params.yaml", "params.yaml", n=1, lineterm=""
-    )
-    return "\n".join(lines)
 
 
 def versions_table(versions: Sequence[Mapping[str, Any]]) -> Any:

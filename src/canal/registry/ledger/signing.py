@@ -99,6 +99,10 @@ class PublicKey:
             return False
         return True
 
+    def to_json(self) -> dict[str, str]:
+        """Return name, line and fingerprint as a JSON document."""
+        return {"name": self.name, "key": self.line, "fingerprint": self.fingerprint}
+
 
 @dataclass(frozen=True)
 class SigningKey:
