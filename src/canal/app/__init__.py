@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from canal.app import project as project
     from canal.app import promoting as promoting
     from canal.app import recorded as recorded
+    from canal.app import reviewing as reviewing
     from canal.app import running as running
     from canal.app import serving as serving
     from canal.app import sharing as sharing
@@ -64,6 +65,7 @@ __all__ = [
     "project",
     "promoting",
     "recorded",
+    "reviewing",
     "running",
     "serving",
     "sharing",

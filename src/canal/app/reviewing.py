@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from canal.annotation.markers import model_markers
+from canal.app.models import load_annotator
 from canal.app.project import Project
 from canal.app.scoring import (
     Scored,
@@ -26,9 +28,12 @@ from canal.app.scoring import (
     recorded_predictions,
     score_versions,
 )
-from canal.app.versions import decisions, version_rows
+from canal.app.versions import decisions, evaluations, write_page
+from canal.continual.cells import StoredCells, load_cells
 from canal.core.errors import CanalError, RegistryError
 from canal.core.files import read_json
+from canal.core.progress import doing
+from canal.io.h5ad import open_h5ad
 from canal.memory.stage_sums import StageSums
 from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION
@@ -38,13 +43,10 @@ from canal.registry.promotion.moves import ledger_of
 from canal.registry.promotion.policy import Evidence, judge
 from canal.registry.store.database import Version
 from canal.registry.versions.history import current_evaluation
-from canal.report.collect import backbone_history, collect
-from canal.report.page import write_report
+from canal.report.version_page import write_card, write_version_page
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from canal.continual.cells import StoredCells
 
 Document = dict[str, Any]
 PARENT = "parent"
@@ -63,27 +65,26 @@ def write_pages(
     output: Path,
     wanted: str | None = None,
     against: str | None = None,
-    notice: Callable[[str], None] = lambda message: None,
 ) -> tuple[Path, Document]:
     """Write a version's page and model card into a folder, and the page of how the stages here were trained.
+
+    Where no version is registered yet, the last of these is all there is, as ``index.html``.
 
     Returns
     -------
     tuple
-        The page's path, and the document that it shows.
+        The page's path, and the document that it shows; empty without a version.
 
     Raises
     ------
     CanalError
         If there is no such version, or its files are damaged or were erased.
     """
-    from canal.report.version_page import write_card, write_version_page
-
-    document, mapped = review(project, sides(project, wanted, against), notice)
-    stages = collect(project.layout, list(project.config.stages), version_rows(project))
-    if stages:
-        title = project.config.registry.model
-        write_report(stages, output / TRAINING, title, backbone_history(project.layout))
+    if wanted is None and not any(one.ready for one in project.store.versions()):
+        return write_page(project, output / "index.html"), {}
+    document, mapped = review(project, sides(project, wanted, against))
+    if evaluations(project):
+        write_page(project, output / TRAINING)
         document["training"] = TRAINING
     write_card(document, output / "README.md")
     return write_version_page(document, mapped, output / "index.html"), document
@@ -147,9 +148,8 @@ def _parent(ready: Sequence[Version], version: Version, folder: Path) -> Version
     return next((one for one in ready if one.key == key and one.model == version.model), None)
 
 
-def review(
-    project: Project, pair: Sides, notice: Callable[[str], None] = lambda message: None
-) -> tuple[Document, Document | None]:
+@doing("judging the version by the policy, and comparing it")
+def review(project: Project, pair: Sides) -> tuple[Document, Document | None]:
     """Return the document of a version's page, and the map of its cells (None where no cells are kept).
 
     Raises
@@ -157,11 +157,10 @@ def review(
     CanalError
         If the version's files are damaged, or were erased.
     """
-    store, version = project.store, pair.version
+    store, version, config = project.store, pair.version, project.config
     folder = store.artifacts(version)
     key, record = read_key(folder), read_record(folder)
     evaluation = current_evaluation(store, version)
-    notice(f"judging version {version.number} ({version.stage}) by the policy")
     other = None if pair.other is None or pair.other.erased else pair.other
     scored = None if other is None else score_versions(project, other, version)
     compared = None if scored is None else scored.comparison
@@ -190,10 +189,15 @@ def review(
         "kept": _kept(folder, evaluation["stages"]),
         "lineage": list(_lineage(project, version)),
         "training": None,
-        "sources": list(_sources(project, evaluation["stages"])),
+        "sources": [
+            {"stage": stage, "source": name, "licence": source.licence, "citation": source.citation}
+            for stage in evaluation["stages"]
+            if stage in config.stages and (name := config.stages[stage].source) in config.sources
+            for source in (config.sources[name],)
+        ],
     }
-    notice("laying out the cells that the version keeps to watch forgetting")
-    markers, mapped = _of_models(project, pair, folder)
+    with doing("laying out the cells that the version keeps to watch forgetting"):
+        markers, mapped = _of_models(project, pair, folder)
     return {**shown, "markers": markers}, mapped
 
 
@@ -249,8 +253,6 @@ def _answered(
 
 def _kept(folder: Path, stages: Sequence[str]) -> Document:
     """Return how many cells bank, probe and sums hold, by stage and type."""
-    from canal.io.h5ad import open_h5ad
-
     kept: Document = {}
     for name in ("bank", "probe"):
         path = folder / name / f"{name}.h5ad"
@@ -290,22 +292,12 @@ def _lineage(project: Project, version: Version) -> Iterator[Document]:
         one = known.get(key["parent"]) if key["parent"] else None
 
 
-def _sources(project: Project, stages: Sequence[str]) -> Iterator[Document]:
-    """Yield licence and citation of the sources of stages, as params.yaml declares them."""
-    config = project.config
-    for stage in (one for one in stages if one in config.stages):
-        name = config.stages[stage].source
-        if name in config.sources:
-            source = config.sources[name]
-            yield {"stage": stage, "source": name, "licence": source.licence, "citation": source.citation}
-
-
 # What only the models themselves can tell: their genes, and the cells they keep, in one layout for both.
 
 
 def _of_models(project: Project, pair: Sides, folder: Path) -> tuple[list[Document], Document | None]:
-    from canal.annotation.markers import model_markers
-    from canal.app.models import load_annotator
+    """Return the genes of each type, and the cells with both answers and a place, always the same."""
+    from sklearn.manifold import TSNE
 
     annotator = load_annotator(project, pair.version)
     markers = [one.to_json() for one in model_markers(annotator, _MARKERS)]
@@ -326,29 +318,18 @@ def _of_models(project: Project, pair: Sides, folder: Path) -> tuple[list[Docume
         if set(other.genes) <= set(stored.genes):
             genes = [stored.genes.index(gene) for gene in other.genes]
             columns["before"] = other.predict(stored.cells.expression[:, genes]).labels
-    columns["x"], columns["y"] = np.round(_laid_out(embedding), 3).T.astype(float).tolist()
+    perplexity = min(30.0, (len(embedding) - 1) / 3)
+    layout = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500)
+    columns["x"], columns["y"] = np.round(layout.fit_transform(embedding), 3).T.astype(float).tolist()
     rows = zip(*columns.values(), strict=True)
     return markers, {"cells": [dict(zip(columns, row, strict=True)) for row in rows]}
 
 
 def _stored(folder: Path) -> StoredCells | None:
     """Return the cells that a version keeps to watch forgetting; None where it keeps too few."""
-    from canal.continual.cells import load_cells
-
     path = folder / "probe" / "probe.h5ad"
     if not path.is_file():
         return None
     genes = tuple(json.loads((folder / "model" / "genes.json").read_text(encoding="utf-8")))
     stored = load_cells(path, genes, ranked=False)
     return stored if _FEWEST_MAPPED <= len(stored.cells) <= _MOST_MAPPED else None
-
-
-def _laid_out(embedding: np.ndarray) -> np.ndarray:
-    """Return places of cells in a plane, ``(n_cells, 2)``; the same cells have the same places again."""
-    from sklearn.manifold import TSNE
-
-    perplexity = min(30.0, (len(embedding) - 1) / 3)
-    places: np.ndarray = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500).fit_transform(
-        embedding
-    )
-    return places

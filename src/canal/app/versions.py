@@ -313,8 +313,8 @@ def _figures_for(project: Project) -> DrawFigures:
 
 
 @doing("drawing the figures of the report and writing it")
-def write_page(project: Project, output: Path) -> Path:
-    """Write the offline HTML report of the run into a folder; return its path.
+def write_page(project: Project, out: Path) -> Path:
+    """Write the offline HTML page of how each stage was trained; return its path.
 
     Raises
     ------
@@ -325,7 +325,7 @@ def write_page(project: Project, output: Path) -> Path:
     if not stages:
         raise CanalError("no stage has been evaluated yet; run `canal run` first")
     title = project.config.registry.model
-    return write_report(stages, output / "index.html", title, backbone_history(project.layout))
+    return write_report(stages, out, title, backbone_history(project.layout))
 
 
 # `canal lineage`: backward from a version to its data, forward from data to versions.

@@ -245,16 +245,33 @@ def registry_rebuild(
     note("next: canal audit, then commit ledger.jsonl")
 
 
-@command_line.command(epilog=examples("canal report -o report"))
+@command_line.command(
+    epilog=examples("canal report", "canal report 3 --against champion", "canal report -o page --json")
+)
 def report(
+    version: Annotated[
+        str | None, typer.Argument(help="Number or alias; by default the candidate, else the newest.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="V",
+            help="Number, alias or parent; by default the champion, of it and without one its parent.",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for index.html.")] = Path("report"),
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the offline HTML report of the run, with its figures."""
-    page = app.versions.write_page(open_project(root), output)
+    """Write the page that a person promotes a version by.
+
+    One offline HTML file: what the version does better and worse than another, the policy's rules, every type,
+    confusions, a map, genes; beside it README.md, the model card, and training.html, how each stage was
+    trained.
+    """
+    page, document = app.reviewing.write_pages(open_project(root), output, version, against)
     if as_json:
-        show_result({"page": str(page)}, as_json)
+        show_result({"page": str(page), **document}, as_json)
     note(f"wrote {page}")
 
 

@@ -44,7 +44,7 @@ class _Words(Text):
         return Lines(
             one
             for line in self.split(allow_blank=True)
-            for one in _wrapped(_at_blanks(line), width, _margin(line.plain))
+            for one in _wrapped(_at_blanks(line), width, len(line.plain) - len(line.plain.lstrip(" ")))
         )
 
 
@@ -272,10 +272,6 @@ def _indented(words: Sequence[Text], width: int) -> list[Text]:
     margin = max(0, min(_INDENT, width - max(word.cell_len for word in words)))
     first = Text(" " * margin).append_text(words[0])
     return _wrapped([first, *words[1:]], width, margin)
-
-
-def _margin(line: str) -> int:
-    return len(line) - len(line.lstrip(" "))
 
 
 def _length(words: Sequence[Text]) -> int:

@@ -26,10 +26,15 @@ _LONGEST = 170
 
 def charts(document: Document, mapped: Document | None) -> list[dict[str, str]]:
     """Return the charts of a page: the place of each, what it shows in words, its specification as JSON."""
-    return [
-        {"place": place, "words": words, "spec": _embedded(chart)}
-        for place, words, chart in _drawn(document, mapped)
-    ]
+    found = []
+    for place, words, chart in _drawn(document, mapped):
+        drawn = chart.to_dict()
+        drawn.pop("$schema", None)
+        spec = json.dumps(drawn, sort_keys=True, separators=(",", ":"))
+        found.append(
+            {"place": place, "words": words, "spec": spec.replace("<", "\\u003c")}
+        )  # it stands in a page
+    return found
 
 
 def _drawn(document: Document, mapped: Document | None) -> Iterator[tuple[str, str, Any]]:
@@ -50,18 +55,24 @@ def _drawn(document: Document, mapped: Document | None) -> Iterator[tuple[str, s
     if mapped is not None:
         n = len(mapped["cells"])
         yield "map", f"{n:,} validation cells in one layout, coloured by type.", _map(document, mapped)
-        yield "unsure", f"The same {n:,} cells, coloured by confidence or novelty.", _measures(mapped)
+        yield (
+            "unsure",
+            f"The same {n:,} cells, coloured by confidence or novelty.",
+            _dots(
+                mapped["cells"],
+                alt.param(
+                    name="shown",
+                    value="confidence",
+                    bind=alt.binding_select(options=["confidence", "novelty"], name="colour: "),
+                ),
+                alt.Color("value:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=_above()),
+                ["truth", "after"],
+            ),
+        )
     history = document["history"]
     if history and history.get("epochs"):
         words = f"Validation accuracy over {len(history['epochs'])} epochs."
         yield "epochs", words, _epochs(history)
-
-
-def _embedded(chart: Any) -> str:
-    """Return a specification as JSON that may stand in a page."""
-    document = chart.to_dict()
-    document.pop("$schema", None)
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _of(rows: Sequence[Document]) -> alt.Chart:
@@ -218,15 +229,6 @@ def _map(document: Document, mapped: Document) -> alt.Chart:
         ),
         list(fields),
     )
-
-
-def _measures(mapped: Document) -> alt.Chart:
-    """Return the same map by confidence or novelty."""
-    chosen = alt.binding_select(options=["confidence", "novelty"], name="colour: ")
-    scale = alt.Scale(scheme="viridis", domain=[0, 1])
-    colour = alt.Color("value:Q", scale=scale, legend=_above())
-    shown = alt.param(name="shown", value="confidence", bind=chosen)
-    return _dots(mapped["cells"], shown, colour, ["truth", "after"])
 
 
 def _dots(cells: Sequence[Document], shown: Any, colour: alt.Color, names: Sequence[str]) -> alt.Chart:

@@ -56,7 +56,7 @@ def write_version_page(document: Document, mapped: Document | None, out: Path) -
         rulings=_sorted_rulings(document),
         matrix=_matrix(document),
         types=_type_rows(document),
-        novelty=_held_out(document),
+        novelty={"threshold": None, "holdouts": []} | dict(document["evaluation"]["novelty"]),
         method=list(method_lines(document["method"])),
         markers=document["markers"],
         kept=_kept(document),
@@ -140,19 +140,12 @@ def worst_types(document: Document) -> list[Document]:
 
 def _sorted_rulings(document: Document) -> list[Document]:
     """Return the rulings, those that do not hold first, each with its state in a word."""
-    states = [
-        {**one, "state": _state(one), "order": (one["passed"], one["value"] == TOO_FEW)}
-        for one in document["rulings"]
-    ]
-    return sorted(states, key=lambda one: one["order"])
-
-
-def _state(ruling: Document) -> str:
-    if ruling["passed"]:
-        return "holds"
-    if ruling["overridden"]:
-        return "overridden"
-    return "too few to judge" if ruling["value"] == TOO_FEW else "fails"
+    rulings: list[Document] = []
+    for one in sorted(document["rulings"], key=lambda one: (one["passed"], one["value"] == TOO_FEW)):
+        state = "too few to judge" if one["value"] == TOO_FEW else "fails"
+        state = "holds" if one["passed"] else "overridden" if one["overridden"] else state
+        rulings.append({**one, "state": state})
+    return rulings
 
 
 def _matrix(document: Document) -> Document:
@@ -187,17 +180,6 @@ def _type_rows(document: Document) -> list[Document]:
         most = max(wrong, key=lambda name: wrong[name], default=None)
         rows.append({**one, "confused": None if most is None else f"{most} ({wrong[most]:,})"})
     return rows
-
-
-def _held_out(document: Document) -> Document:
-    """Return what was noticed of types that were held out, and the threshold."""
-    novelty = document["evaluation"]["novelty"]
-    return {
-        "threshold": novelty.get("threshold"),
-        "h_score": novelty.get("h_score"),
-        "auroc": novelty.get("auroc"),
-        "holdouts": novelty.get("holdouts") or [],
-    }
 
 
 def _kept(document: Document) -> list[Document]:
