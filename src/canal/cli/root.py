@@ -265,9 +265,9 @@ def report(
 ) -> None:
     """Write the page that a person promotes a version by.
 
-    One offline HTML file: what the version does better and worse than another, the policy's rules, every type,
-    confusions, a map, genes; beside it README.md, the model card, and training.html, how each stage was
-    trained.
+    One offline HTML file: what the version does better and worse than another, the policy's rules, every
+    type, confusions, a map, genes; beside it README.md, the model card, and training.html, how each stage
+    was trained.
     """
     page, document = app.reviewing.write_pages(open_project(root), output, version, against)
     if as_json:
