@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from canal.registry.provenance.lineage import Edge, Graph, Node
-from canal.report.lineage_page import HEIGHT, WIDTH, dot, lay_out, lineage_tree, quoted, write_lineage
+from canal.report.lineage_page import HEIGHT, dot, lay_out, lineage_tree, quoted, write_lineage
 from tests.report.test_page import Page
 
 EVIL = "<script>alert('x')</script>&\"\\N\\$a_b{{ 7 * 7 }}[red]\x1b[31m"
@@ -115,10 +115,10 @@ def test_no_two_boxes_of_the_picture_overlap_and_none_lies_outside(stages):
     assert len(picture.boxes) == len(graph.nodes)
     assert len(picture.lines) == len(graph.edges)
     for i, box in enumerate(picture.boxes):
-        assert 0 <= box.x <= picture.width - WIDTH
+        assert 0 <= box.x <= picture.width - picture.box_width
         assert 0 <= box.y <= picture.height - HEIGHT
         for other in picture.boxes[:i]:
-            assert abs(box.x - other.x) >= WIDTH or abs(box.y - other.y) >= HEIGHT
+            assert abs(box.x - other.x) >= picture.box_width or abs(box.y - other.y) >= HEIGHT
 
 
 def test_older_versions_stand_above():

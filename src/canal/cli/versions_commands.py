@@ -97,6 +97,7 @@ def promote(
         return
     if not as_json:
         show_result(rulings_table(document), as_json=False)
+        note(f"the page to decide by: canal report {judgement.version.number}")
     try:
         entry = app.promoting.promote(project, judgement, decision)
     except PolicyError:

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 
 from canal.core.files import new_file
+from canal.core.progress import percent
 from canal.report.listing import Branch, text
 
 if TYPE_CHECKING:
     from canal.registry.provenance.lineage import Fact, Graph, Kind, Node
 
-_LETTERS = 21
-"""Letters that fit into a box; the full name is below the picture and in the tooltip."""
+_LETTERS = 40
+"""Letters that fit into a box at most; a longer name is whole below the picture and in the tooltip."""
+_LETTER = 7
+"""Units of the picture that a letter takes."""
 
 _TITLES = {
     "version": "Versions",
@@ -45,6 +48,7 @@ COLUMNS: Mapping[Kind, int] = {
     "run": 5,
 }
 WIDTH, HEIGHT = 158, 46
+"""Of a box of short names; all are as wide as the longest name needs."""
 GAP_X, GAP_Y = 36, 14
 _BAND = 22
 _MARGIN = 8
@@ -75,6 +79,7 @@ class Picture:
     lines: tuple[Line, ...]
     width: int
     height: int
+    box_width: int = WIDTH
 
 
 def write_lineage(graph: Graph, out: Path) -> Path:
@@ -95,7 +100,7 @@ def write_lineage(graph: Graph, out: Path) -> Path:
         boxes=[_box(box, places) for box in picture.boxes],
         columns=_columns(picture),
         tables=_tables(graph, places),
-        width=WIDTH,
+        width=picture.box_width,
         height=HEIGHT,
     )
     with new_file(out) as temporary:
@@ -109,7 +114,7 @@ def _box(box: Box, places: dict[str, str]) -> dict[str, Any]:
     return {
         "x": box.x,
         "y": box.y,
-        "kind": node.kind,
+        "kind": f"{node.kind} withdrawn" if _withdrawn(node) else node.kind,
         "place": places[node.id],
         "label": _cut(_name(node)),
         "below": _cut(_gist(node)),
@@ -124,11 +129,20 @@ def _name(node: Node) -> str:
     return f"{node.facts.get('version', 'elsewhere')} {node.facts['stage']}"
 
 
+def _withdrawn(node: Node) -> bool:
+    """Whether cells were taken out of a source, or a version was made without some."""
+    return any(node.facts.get(name) for name in ("excluded cells", "excluded batches", "without cells of"))
+
+
 def _gist(node: Node) -> str:
     """Return the most informative line about a node, shown beside its label."""
     facts = node.facts
     if node.kind in ("version", "backbone"):
-        return str(facts.get("aliases") or f"key {shown(facts['key'])}")
+        average = facts.get("average accuracy")
+        accuracy = "" if average is None else f", {percent(float(average))} right"
+        return f"{facts.get('aliases') or 'key ' + shown(facts['key'])}{accuracy}"
+    if _withdrawn(node):
+        return "cells taken out"
     if node.kind == "split" and "train" in facts:
         return f"{shown(facts['train'])} / {shown(facts['validation'])} / {shown(facts['test'])} cells"
     if node.kind == "verdict" and "passed" in facts:
@@ -144,7 +158,8 @@ def _gist(node: Node) -> str:
 
 def _cut(words: str) -> str:
     """Return a name shortened in the middle to fit into a box."""
-    return words if len(words) <= _LETTERS else f"{words[:11]}…{words[-9:]}"
+    half = _LETTERS // 2
+    return words if len(words) <= _LETTERS else f"{words[:half]}…{words[1 - half :]}"
 
 
 def _columns(picture: Picture) -> list[dict[str, Any]]:
@@ -183,6 +198,8 @@ def lay_out(graph: Graph) -> Picture:
     """
     boxes: dict[str, Box] = {}
     top = _MARGIN
+    longest = max(len(_cut(words)) for node in graph.nodes for words in (_name(node), _gist(node)))
+    wide = max(WIDTH, 18 + _LETTER * longest)
     for version in reversed(graph.chain):
         rows: dict[int, int] = {}
         for node in _brought(graph, version):
@@ -190,16 +207,16 @@ def lay_out(graph: Graph) -> Picture:
                 column = COLUMNS[node.kind]
                 row = rows.get(column, 0)
                 rows[column] = row + 1
-                x, y = _MARGIN + column * (WIDTH + GAP_X), top + row * (HEIGHT + GAP_Y)
+                x, y = _MARGIN + column * (wide + GAP_X), top + row * (HEIGHT + GAP_Y)
                 boxes[node.id] = Box(node, x, y)
         top += max(rows.values()) * (HEIGHT + GAP_Y) + _BAND
     lines = [
-        Line(_path(boxes[edge.origin], boxes[edge.product], boxes.values()), edge.kind)
+        Line(_path(boxes[edge.origin], boxes[edge.product], boxes.values(), wide), edge.kind)
         for edge in graph.edges
         if edge.origin in boxes and edge.product in boxes
     ]
-    width = 2 * _MARGIN + (max(COLUMNS.values()) + 1) * (WIDTH + GAP_X) - GAP_X
-    return Picture(tuple(boxes.values()), tuple(lines), width, top - _BAND - GAP_Y + _MARGIN)
+    width = 2 * _MARGIN + (max(COLUMNS.values()) + 1) * (wide + GAP_X) - GAP_X
+    return Picture(tuple(boxes.values()), tuple(lines), width, top - _BAND - GAP_Y + _MARGIN, wide)
 
 
 def _brought(graph: Graph, version: Node) -> list[Node]:
@@ -213,20 +230,20 @@ def _brought(graph: Graph, version: Node) -> list[Node]:
     return list(found.values())
 
 
-def _path(origin: Box, product: Box, boxes: Collection[Box]) -> str:
+def _path(origin: Box, product: Box, boxes: Collection[Box], wide: int) -> str:
     """Return a curve between two boxes that leaves and enters them on facing sides, and around others."""
     if origin.x == product.x:
-        x = origin.x + WIDTH // 2
+        x = origin.x + wide // 2
         upper, lower = sorted((origin, product), key=lambda box: box.y)
         if any(box.x == origin.x and upper.y < box.y < lower.y for box in boxes):
-            side, y1, y2 = origin.x + WIDTH, origin.y + HEIGHT // 2, product.y + HEIGHT // 2
+            side, y1, y2 = origin.x + wide, origin.y + HEIGHT // 2, product.y + HEIGHT // 2
             return f"M{side} {y1} C{side + GAP_X // 2} {y1} {side + GAP_X // 2} {y2} {side} {y2}"
         start, end = upper.y + HEIGHT, lower.y
         return f"M{x} {start} L{x} {end}" if origin is upper else f"M{x} {end} L{x} {start}"
     if origin.x < product.x:
-        x1, x2 = origin.x + WIDTH, product.x
+        x1, x2 = origin.x + wide, product.x
     else:
-        x1, x2 = origin.x, product.x + WIDTH
+        x1, x2 = origin.x, product.x + wide
     y1, y2 = origin.y + HEIGHT // 2, product.y + HEIGHT // 2
     middle = (x1 + x2) // 2
     return f"M{x1} {y1} C{middle} {y1} {middle} {y2} {x2} {y2}"

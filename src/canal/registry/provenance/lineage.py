@@ -18,7 +18,7 @@ FORMAT = 1
 Kind = Literal["version", "backbone", "run", "verdict", "split", "panel", "data", "source", "bytes"]
 Fact = str | int | float | bool | None
 
-_SPLIT, _VERDICT = "split/cells.json", "validation/verdict.json"
+_SPLIT, _VERDICT, _EVALUATION = "split/cells.json", "validation/verdict.json", "metrics/evaluation.json"
 _IMPORT_FILES = {"checkpoint": "checkpoint", "genes": "gene list", "gene_vectors": "gene vectors"}
 
 
@@ -191,6 +191,13 @@ def _version(one: RegisteredVersion) -> Node:
         "uncommitted changes": one.record["dirty"],
         "registered": datetime.fromtimestamp(version.created / 1000, UTC).isoformat(timespec="seconds"),
     }
+    if one.holds(_EVALUATION):
+        measured = read_json(one.folder / _EVALUATION)
+        for name, value in (
+            ("accuracy", measured["row"].get(version.stage)),
+            ("average accuracy", measured["average_accuracy"]),
+        ):
+            facts[name] = None if value is None else round(value, 4)
     label = f"{one.name} ({version.stage})" if one.is_annotator or one.imported else one.name
     known = {name: value for name, value in facts.items() if value not in (None, "", False)}
     return Node(_version_id(one), "version" if one.is_annotator else "backbone", label, known)
