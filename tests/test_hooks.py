@@ -175,8 +175,12 @@ def test_what_hangs_is_ended_in_time(tmp_path, server, kind):
     assert time.monotonic() - began < 5
     assert [one[:2] for one in outcomes(tmp_path)] == [(1, "failed"), (2, "failed")]
     assert "within 0.5 s" in str(log(tmp_path)[0]["detail"])
-    words = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
-    assert not [one for one in words if sleeping in one or f"{tmp_path}/hook.py" in one]
+    while time.monotonic() - began < 10:  # a busy machine takes a moment to bury what was killed
+        words = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
+        left = [one for one in words if sleeping in one or f"{tmp_path}/hook.py" in one]
+        if not left:
+            break
+    assert not left
 
 
 def test_a_command_that_fails_is_told_without_what_it_said_and_one_that_is_not_there_is_tried_once(

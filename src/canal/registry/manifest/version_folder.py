@@ -52,6 +52,7 @@ _SHIPPED = (
     *(
         "core/__init__.py",
         "core/errors.py",
+        "core/progress.py",
         "core/files.py",
         "core/digests.py",
         "model",
