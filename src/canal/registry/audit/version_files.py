@@ -58,7 +58,9 @@ source, content = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()
 if content[:len(MAGIC_NUMBER)] != MAGIC_NUMBER:
     sys.exit(1)
 if sys.platform == "linux":  # forged bytes may ask for a list of billions
-    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    soft = 1 << 30 if hard == resource.RLIM_INFINITY else min(1 << 30, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 wanted = compile(source.read_bytes(), str(source), "exec", dont_inherit=True, optimize=0)
 sys.exit(marshal.loads(content[16:]) != wanted)
 """
