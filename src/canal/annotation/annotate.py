@@ -59,10 +59,10 @@ def annotate_h5ad(
 
     obs of the copy gains the columns of `canal.annotation.columns`: ``canal_cell_type`` ("Unassigned" where
     the cell is novel, or expresses none of the model's genes), the likeliest type and the second one,
-    confidence, margin, novelty; ``uns["canal"]`` is the annotation record, a JSON text, and
-    ``uns["canal_cell_type_colors"]`` a colour for each type; ``options.key_added`` takes the place of
-    ``canal``. An h5ad file or zarr store is copied, other formats become a new h5ad file. Memory holds a
-    block of cells, the labels (40 bytes each) and, for a matrix stored by gene, `canal.io.blocks`' buffers.
+    confidence, margin, novelty. ``uns["canal"]`` is the record, a JSON text, and
+    ``uns["canal_cell_type_colors"]`` a colour for each type; ``options.key_added`` replaces ``canal``. An
+    h5ad file or zarr store is copied, other formats become a new h5ad file. Memory holds a block of cells,
+    the labels (40 bytes each) and, for a matrix stored by gene, `canal.io.blocks`' buffers.
 
     Parameters
     ----------

@@ -223,69 +223,49 @@ def _marked(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>#|!&])", r"\\\1", " ".join(text.split()))
 
 
+_USE = (
+    "Labels cells of single-cell RNA-seq data of the tissues it learned, as a first draft that a person "
+    "checks. Not for diagnosis or decisions about patients."
+)
+_ETHICS = (
+    "Cells come from people. What the version keeps of them (bank, probe cells, sums) is listed under What "
+    "it keeps; a withdrawn consent is honoured by canal unlearn and canal erase."
+)
+
+
 def card(document: Document) -> list[tuple[str, list[str]]]:
     """Return the model card: headings of the Hugging Face model card, each with its sentences."""
     version, evaluation = document["version"], document["evaluation"]
-    labels = evaluation["labels"]
-    low = [one for one in document["types"] if one["recall"] < _LOW_RECALL]
-    threshold = evaluation["novelty"].get("threshold")
-    sums = {row["cell_type"]: 0 for row in document["kept"].get("sums", [])}
+    labels, threshold = evaluation["labels"], evaluation["novelty"].get("threshold")
+    sums = dict.fromkeys((row["cell_type"] for row in document["kept"].get("sums", [])), 0)
     for row in document["kept"].get("sums", []):
         sums[row["cell_type"]] += row["n"]
     types = ", ".join(f"{name} ({sums[name]:,} cells)" if name in sums else name for name in labels)
+    data = [
+        f"{one['stage']}: {one['citation'] or 'no citation declared'}; "
+        f"licence {one['licence'] or 'not declared'}."
+        for one in document["sources"]
+    ]
+    measured = [
+        f"{stage}: {percent(value)} of its test cells are named rightly."
+        for stage, value in evaluation["row"].items()
+        if value is not None
+    ]
+    limits = [
+        f"{one['cell_type']} of {one['stage']}: {percent(one['recall'])} of {one['n']:,} test cells are "
+        "named rightly."
+        for one in sorted(document["types"], key=lambda row: row["recall"])
+        if one["recall"] < _LOW_RECALL
+    ]
+    unknown = f"Cells of a novelty above {decimal(threshold)} are called Unassigned."
+    if threshold is None:
+        unknown = "It has no threshold: no cell is called Unassigned."
     return [
-        (
-            "Intended use",
-            [
-                "Labels cells of single-cell RNA-seq data of the tissues it learned, as a first draft that a "
-                "person checks. Not for diagnosis or decisions about patients.",
-                f"Knows {len(labels)} cell types: {types}.",
-            ],
-        ),
-        (
-            "Training data",
-            [
-                f"{one['stage']}: {one['citation'] or 'no citation declared'}; licence "
-                f"{one['licence'] or 'not declared'}."
-                for one in document["sources"]
-            ]
-            or ["It was learned elsewhere; its bundle names its sources."],
-        ),
-        (
-            "Evaluation",
-            [
-                "Accuracy on test cells: "
-                + ", ".join(
-                    f"{stage} {percent(value)}"
-                    for stage, value in evaluation["row"].items()
-                    if value is not None
-                )
-                + "."
-            ],
-        ),
-        (
-            "Limits",
-            [
-                f"{one['cell_type']} of {one['stage']}: {percent(one['recall'])} of {one['n']:,} test "
-                "cells are named rightly."
-                for one in sorted(low, key=lambda row: row["recall"])
-            ]
-            or [f"No type has a recall below {percent(_LOW_RECALL)}."],
-        ),
-        (
-            "Unknown cells",
-            [
-                f"Cells of a novelty above {decimal(threshold)} are called Unassigned."
-                if threshold is not None
-                else "It has no threshold: no cell is called Unassigned."
-            ],
-        ),
-        (
-            "Ethics",
-            [
-                "Cells come from people. What the version keeps of them (bank, probe cells, sums) is listed "
-                "under What it keeps; a withdrawn consent is honoured by canal unlearn and canal erase.",
-            ],
-        ),
+        ("Intended use", [_USE, f"Knows {len(labels)} cell types: {types}."]),
+        ("Training data", data or ["It was learned elsewhere; its bundle names its sources."]),
+        ("Evaluation", measured or ["No test cells of it are here."]),
+        ("Limits", limits or [f"No type has a recall below {percent(_LOW_RECALL)}."]),
+        ("Unknown cells", [unknown]),
+        ("Ethics", [_ETHICS]),
         ("Version", [f"{version['model']} {version['number']} ({version['stage']}), key {version['key']}."]),
     ]
