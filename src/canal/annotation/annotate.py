@@ -66,10 +66,9 @@ def annotate_h5ad(
 
     Parameters
     ----------
-    annotator, source, target, options
-        The model, the input, the output (a path, or its `Output`), and how cells are read.
-    callbacks
-        Functions that receive progress, notices and the record.
+    annotator, source, target, options, callbacks
+        The model, the input, the output (a path, or its `Output`), how cells are read, and functions that
+        receive progress, notices and the record.
 
     Raises
     ------
