@@ -39,7 +39,7 @@ PAGES = (
 NOT_RUN = {
     (
         "README.md",
-        "canal init pancreas --first islets.h5ad --label cell_type --values counts --batch donor",
+        "canal init ../pancreas --first islets.h5ad --label cell_type --values counts --batch donor",
     ): ("makes a folder outside of any project: tests/pipeline/test_own.py"),
     ("docs/backends.md", 'canal promote candidate --by "Ben" --why "reviewed"'): (
         "needs a server on which another folder moved something: tests/backends/test_mirror.py"

@@ -19,6 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.markers import Marker
+
 from canal.app.creating import require_used
 from canal.app.planning import require_mergeable
 from canal.app.project import Project, last_line
@@ -143,9 +145,10 @@ class _Examined:
             return
         pinned, others = 0, []
         for line in pins.read_text(encoding="utf-8").splitlines():
-            name, separator, wanted = line.partition("#")[0].partition(";")[0].strip().partition("==")
-            if not separator:
-                continue
+            pin, _, marker = line.partition("#")[0].partition(";")
+            name, separator, wanted = pin.strip().partition("==")
+            if not separator or (marker.strip() and not Marker(marker.strip()).evaluate()):
+                continue  # of another Python or system
             try:
                 installed = version(name.partition("[")[0].strip())
             except PackageNotFoundError:

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from canal.config.stage_sections import Source
 from canal.core.digests import canonical_json, file_digest, json_digest
-from canal.core.errors import DataError, SourceError
+from canal.core.errors import DataError, SourceError, tell
 from canal.core.files import new_folder, write_json
 from canal.core.progress import doing
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
@@ -95,6 +95,12 @@ def prepare(raw: Path, name: str, source: Source, settings: PrepareSettings, int
             repairs=repairs,
         )
         _write_summary(folder, prepared)
+    if few := repairs.get("dropped_by_min_genes"):
+        whole, bound = few["n"] + n_cells, f"--min-genes, or sources.{name}.min_genes of params.yaml"
+        tell(
+            f"{name}: {few['n']:,} of {whole:,} cells express fewer than {few['min_genes']} genes and are "
+            f"left out; {bound}, sets another bound"
+        )
     return prepared
 
 

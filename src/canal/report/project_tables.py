@@ -79,7 +79,8 @@ def _version(one: Document | None, otherwise: str) -> str:
     if one is None:
         return otherwise
     decision = one["decision"]
-    by = f", {decision['kind']} by {decision['who']}, {decision['time']}" if decision else ""
+    done = {"promote": "promoted", "rollback": "rolled back to"}
+    by = f", {done[decision['kind']]} by {decision['who']}, {decision['time']}" if decision else ""
     return f"version {one['version']} ({one['stage']}){by}"
 
 

@@ -35,6 +35,12 @@ def rulings_table(judgement: Document) -> Listing:
     )
     for one in judgement["rulings"]:
         found.add(one["rule"], _verdict(one), str(one["value"]), str(one["bound"]), one["note"] or "")
+    few = sum(one["value"] == TOO_FEW for one in judgement["rulings"])
+    held = sum(one["passed"] for one in judgement["rulings"])
+    failed = len(judgement["rulings"]) - held - few
+    found.note = f"{held} of {count(len(judgement['rulings']), 'rule')} hold" + "".join(
+        f", {n} {what}" for n, what in ((failed, "do not"), (few, "have too few test cells")) if n
+    )
     return found
 
 

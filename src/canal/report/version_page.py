@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from canal.annotation.places import type_colours
 from canal.core.files import new_file
 from canal.core.packages import named_packages
+from canal.quality.verdict import RuleResult
 from canal.registry.ledger.rulings import TOO_FEW
 from canal.report.documents import method_lines
+from canal.report.gate_tables import finding
 from canal.report.page import count, decimal, percent, points
 from canal.report.version_charts import charts
 
@@ -56,6 +59,10 @@ def write_version_page(document: Document, mapped: Document | None, out: Path) -
         rulings=_sorted_rulings(document),
         matrix=_matrix(document),
         types=_type_rows(document),
+        gate=[
+            {**one, "words": finding(RuleResult(*(one[field.name] for field in fields(RuleResult))))}
+            for one in sorted(document["gate"].get("rules", ()), key=lambda one: bool(one["passed"]))
+        ],
         novelty={"threshold": None, "holdouts": []} | dict(document["evaluation"]["novelty"]),
         method=list(method_lines(document["method"])),
         markers=document["markers"],

@@ -117,7 +117,7 @@ def rollback_draft(store: Store, ledger: Ledger, to: Version | None, decision: D
         raise RegistryError("there is no champion to roll back from; `canal promote` makes the first")
     target = to or holder(store, PREVIOUS)
     if target is None:
-        raise RegistryError("there is no previous champion; name a version with --to")
+        raise RegistryError("there is no previous champion: nothing served before; name a version with --to")
     require_other(target, champion)
     aliases, details = _serving(ledger, target, champion)
     return _draft("rollback", target, decision, aliases, details)
