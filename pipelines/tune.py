@@ -40,8 +40,8 @@ def tune(project: Project, logged: StepRun) -> None:
     chosen = ", ".join(f"{name} {value}" for name, value in document["choice"].items())
     below = ", though no trial reached tuning.min_retention" if document["rule"]["below"] else ""
     best = document["rule"]["passed_over"]
-    unsure = "" if best is None else f"; trial {best + 1} is better, but not significantly"
-    tell(f"{stage}: chosen {chosen} (trial {document['chosen'] + 1}){below}{unsure}")
+    unsure = "" if best is None else f"; trial {best} is better, but not significantly"
+    tell(f"{stage}: chosen {chosen} (trial {document['chosen']} of canal tune show){below}{unsure}")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from markupsafe import escape
 from ruamel.yaml import YAML
 
 from canal.app.promoting import Decision, judge_version, promote
-from canal.app.reviewing import TRAINING, review, sides, write_pages
+from canal.app.reviewing import TRAINING, Sides, review, sides, write_pages
 from canal.core.errors import RegistryError
 from canal.report.version_page import promotable, verdict, write_card, write_version_page
 from tests.pipeline.test_bundles import other_project
@@ -92,10 +93,24 @@ def test_the_champion_is_compared_with_its_parent_and_others_with_it(project):
         sides(project, "7")
 
 
-def test_a_version_that_came_without_cells_has_a_page(line, tmp_path):
-    line.canal("export", "2", "-o", str(tmp_path / "bare.zip"))
+def test_what_promotion_refuses_is_refused_on_the_page_too(project):
+    """Of an erased parent nothing can be shown to be kept, and altered predictions are none."""
+    first, second = project.store.version("1"), project.store.version("2")
+    erased = replace(first, erased=True)
+    document, _ = review(project, Sides(second, erased, "parent"))
+    (kept,) = [one for one in document["rulings"] if one["rule"] == "retention:first"]
+    assert (kept["value"], kept["passed"]) == ("not measured", False)
+    assert "were erased" in kept["note"]
+    path = project.store.artifacts(first) / "metrics" / "predictions.csv"
+    path.write_text(path.read_text() + "x,first,B,B,1.0,0.1,False\n")
+    with pytest.raises(RegistryError, match=r"predictions\.csv"):
+        review(project, sides(project, "1"))
+
+
+def test_an_imported_version_has_a_page(line, tmp_path):
+    line.canal("export", "2", "-o", str(tmp_path / "second.zip"))
     other = other_project(line, tmp_path / "other")
-    other.canal("import", str(tmp_path / "bare.zip"))
+    other.canal("import", str(tmp_path / "second.zip"))
     page, document = write_pages(other.project(), tmp_path / "report")
     assert document["version"]["imported"]
     assert (document["against"], document["training"]) == (None, None)

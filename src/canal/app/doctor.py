@@ -30,6 +30,7 @@ from canal.core import __version__
 from canal.core.errors import CanalError
 from canal.core.files import read_json
 from canal.core.packages import DISTRIBUTION, EXTRAS, install_hint, other_canal
+from canal.core.progress import first_names
 from canal.registry.ledger.ledger import ledger_aliases
 from canal.registry.ledger.mirror import mirrored
 from canal.registry.manifest.stage_request import uncommitted_files
@@ -39,7 +40,6 @@ from canal.runtime.startup import own_code
 
 State = Literal["ok", "look", "broken"]
 
-_SHOWN = 3
 _PYTHON = ((3, 11), (3, 14))
 _LITTLE, _TOO_LITTLE = 5e9, 5e8
 """Bytes of free disk below which a run may fail, and will."""
@@ -159,7 +159,10 @@ class _Examined:
         if others:
             mend = f"pip install -c {pins.name} {DISTRIBUTION}"
             yield Check(
-                "packages", "look", f"{len(others)} of {pinned} are not as pinned: {_some(others)}", mend
+                "packages",
+                "look",
+                f"{len(others)} of {pinned} are not as pinned: {first_names(others)}",
+                mend,
             )
         else:
             yield Check("packages", "ok", f"{pinned} are as {pins.name} pins them")
@@ -184,7 +187,7 @@ class _Examined:
 
     def params(self) -> Iterator[Check]:
         stages = list((self.opened or Project.open(self.layout.root)).config.stages)
-        yield Check("params.yaml", "ok", f"{len(stages)} stages: {_some(stages)}")
+        yield Check("params.yaml", "ok", f"{len(stages)} stages: {first_names(stages)}")
 
     def pipeline(self) -> Iterator[Check]:
         require_mergeable(self.layout.root)
@@ -200,7 +203,7 @@ class _Examined:
             mend = "git init, git add --all, git commit"
             yield Check("git", "look", "the folder is no git repository with a commit", mend)
         elif changed:
-            found = f"not committed as they are here: {_some(changed)}"
+            found = f"not committed as they are here: {first_names(changed)}"
             yield Check("git", "look", found, "git status, then commit: what is learned now counts as dirty")
         else:
             yield Check("git", "ok", "code and parameters are committed")
@@ -227,12 +230,12 @@ class _Examined:
         if lost and remote:
             yield self.on_remote({name: outs[name] for name in lost}, remote)
         elif lost:
-            found = f"{what}; neither here nor in DVC's cache, and there is no remote: {_some(lost)}"
+            found = f"{what}; neither here nor in DVC's cache, and there is no remote: {first_names(lost)}"
             yield Check(
                 "DVC", "broken", found, "copy .dvc/cache from where they were learned; else canal plan"
             )
         elif gone:
-            found = f"{what}; in DVC's cache, but not here: {_some(gone)}"
+            found = f"{what}; in DVC's cache, but not here: {first_names(gone)}"
             yield Check("DVC", "look", found, "dvc checkout")
         else:
             yield Check("DVC", "ok", f"{what}, all here{f'; remote {remote}' if remote else '; no remote'}")
@@ -252,13 +255,13 @@ class _Examined:
             capture_output=True, text=True, check=False, timeout=_ANSWER_S,
         )  # fmt: skip
         if done.returncode:
-            said = f"{_some([*lost])}: not here, and remote {remote} says: {last_line(done)}"
+            said = f"{first_names([*lost])}: not here, and remote {remote} says: {last_line(done)}"
             return Check("DVC", "broken", said, "mend the remote's address or access, then dvc pull")
         absent = json.loads(done.stdout)
         if nowhere := [name for name, digest in lost.items() if digest in absent]:
-            found = f"neither here nor on remote {remote}: {_some(nowhere)}"
+            found = f"neither here nor on remote {remote}: {first_names(nowhere)}"
             return Check("DVC", "broken", found, "dvc push where they were learned, then dvc pull here")
-        return Check("DVC", "look", f"only on remote {remote}: {_some([*lost])}", "dvc pull")
+        return Check("DVC", "look", f"only on remote {remote}: {first_names([*lost])}", "dvc pull")
 
     def registry(self) -> Iterator[Check]:
         if self.opened is None:
@@ -286,7 +289,7 @@ class _Examined:
         away = [] if store.remote else [one for one in versions if store.local_artifacts(one) is None]
         if lost := [f"version {one.number} ({one.stage})" for one in away if not one.erased]:
             mend = f"bring back {self.layout.artifacts.name}/, or canal registry rebuild"
-            yield Check("registry", "broken", f"files are missing: {_some(lost)}", mend)
+            yield Check("registry", "broken", f"files are missing: {first_names(lost)}", mend)
         else:
             yield Check("registry", "ok", f"{store.shown}: {len(versions)} versions")
         here = {alias: one.number for one in store.versions() for alias in one.aliases}
@@ -362,9 +365,3 @@ class _Examined:
             yield Check("machine", "look", f"{found}; OMP_NUM_THREADS={threads} asks for more threads", mend)
         else:
             yield Check("machine", "ok", f"{found}{f'; OMP_NUM_THREADS={threads}' if threads else ''}")
-
-
-def _some(names: list[str]) -> str:
-    """Return the first names of a list, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -20,7 +20,7 @@ from canal.config.stage_sections import Source
 from canal.config.yaml_file import check_merged, parse_yaml
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, ConfigError, SourceError
-from canal.core.progress import doing
+from canal.core.progress import doing, first_names
 from canal.registry.manifest.stage_request import uncommitted_files
 from canal.registry.store.database import Version
 from canal.registry.versions.history import require_available, require_corpora_available
@@ -30,7 +30,6 @@ _DATA = "data.dvc"
 
 Fate = Literal["learn", "register", "restore", "keep", "refuse"]
 
-_SHOWN = 3
 _STATES = {"modified": "changed", "deleted": "missing"}
 """DVC's words for what has changed, in ours."""
 _METHODS = {"exact": "by sums", "published": "by the network", "combined": "by network and sums"}
@@ -157,9 +156,8 @@ def uncommitted(root: Path, stages: Sequence[StagePlan]) -> str:
         )
     if not changed:
         return ""
-    more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
     return (
-        f"git does not hold {', '.join(changed[:_SHOWN])}{more} as it is here: what is learned now fails the "
+        f"git does not hold {first_names(changed)} as it is here: what is learned now fails the "
         f"policy's rule `clean`; commit first: git add {' '.join(map(shlex.quote, changed))} && git commit"
     )
 
@@ -315,8 +313,7 @@ def _in_words(found: Sequence[Any]) -> Iterator[str]:
         for path, state in (pair for items in one.values() for pair in items.items()):
             states = state.items() if isinstance(state, Mapping) else [("", state)]
             named += [f"{f'{key} of ' if key else ''}{path} {_STATES.get(how, how)}" for key, how in states]
-        more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
-        yield f"{', '.join(named[:_SHOWN])}{more}"
+        yield first_names(named)
 
 
 def _belongs(project: Project, step: str, stage: str) -> bool:

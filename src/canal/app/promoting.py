@@ -12,25 +12,22 @@ from canal.app.hooks import Event, announce
 from canal.app.models import load_annotator
 from canal.app.project import Project
 from canal.app.scoring import compare as compare
-from canal.app.scoring import compare_versions
+from canal.app.scoring import gather_evidence, parent_of
 from canal.config.decisions import Action
 from canal.core.errors import LedgerError, RegistryError
-from canal.core.files import read_json
-from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.git_history import GitFile
 from canal.registry.ledger.ledger import Draft, Entry, plain_reason
 from canal.registry.ledger.ledger_rules import CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import refuse_behind
 from canal.registry.promotion import promotion
-from canal.registry.promotion.comparing import Comparison
 from canal.registry.promotion.merging import Merging, finish_merge, merged, other_side, resolved_side
 from canal.registry.promotion.moves import ledger_of, moving, recover
-from canal.registry.promotion.policy import Evidence, Ruling, blocking_rulings, judge, override
+from canal.registry.promotion.policy import Ruling, blocking_rulings, judge, override
 from canal.registry.promotion.promotion import Decision as Decision
 from canal.registry.provenance.diff import difference
 from canal.registry.store.database import Version
 from canal.registry.store.store import require_rebuilt
-from canal.registry.versions.history import current_evaluation, verified
+from canal.registry.versions.history import verified
 
 
 @dataclass(frozen=True)
@@ -102,29 +99,10 @@ def judge_version(
     version = store.serving(wanted)
     champion = promotion.holder(store, CHAMPION)
     promotion.require_other(version, champion)
-    folder = store.artifacts(version)
-    findings = [str(one) for one in audit(store, project.layout, project.config, [version]).findings]
-    other = champion or _parent(project, read_json(folder / "key.json")["parent"])
-    compared = None
-    if other is not None:
-        gone = {other.stage: f"the files of its parent, version {other.number}, were erased"}
-        nothing = Comparison(other.number, version.number, {}, gone, (other.stage,))
-        compared = nothing if other.erased else compare_versions(project, other, version)
-    evidence = Evidence(
-        evaluation=current_evaluation(store, version),
-        verdict=read_json(folder / "validation" / "verdict.json"),
-        record=read_json(folder / "record.json"),
-        key=read_json(folder / "key.json"),
-        findings=findings,
-        comparison=compared,
-    )
+    other = champion or parent_of(project, version)
+    evidence, _ = gather_evidence(project, version, other)
     rulings = override(judge(project.config.policy, evidence), overrides, too_few=bool(too_few))
     return Judgement(version, champion, rulings, other, too_few)
-
-
-def _parent(project: Project, key: str) -> Version | None:
-    """Return the registered version with a parent's key; None for a backbone, and where it is not here."""
-    return next((one for one in project.store.versions() if one.ready and one.key == key), None)
 
 
 def promote(project: Project, judgement: Judgement, decision: Decision) -> Entry:

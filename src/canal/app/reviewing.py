@@ -23,26 +23,27 @@ from canal.app.scoring import (
     Scored,
     answers_by_type,
     changed_answers,
+    gather_evidence,
     novelty_counts,
+    parent_of,
     recall_and_precision,
     recorded_predictions,
-    score_versions,
 )
 from canal.app.versions import decisions, evaluations, write_page
 from canal.continual.cells import StoredCells, load_cells
-from canal.core.errors import CanalError, RegistryError
+from canal.core.errors import RegistryError
 from canal.core.files import read_json
 from canal.core.progress import doing
 from canal.io.h5ad import open_h5ad
 from canal.memory.stage_sums import StageSums
-from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION
 from canal.registry.manifest.version_folder import method_view, read_key, read_record
 from canal.registry.promotion import promotion
 from canal.registry.promotion.moves import ledger_of
-from canal.registry.promotion.policy import Evidence, judge
+from canal.registry.promotion.policy import judge
 from canal.registry.store.database import Version
 from canal.registry.versions.history import current_evaluation
+from canal.report.plots import tsne_places
 from canal.report.version_page import write_card, write_version_page
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ TRAINING = "training.html"
 FORMAT = 1
 _MARKERS = 8
 """Genes shown of each type."""
-_MOST_MAPPED = 3000
-"""Cells of the map; of more, so many of each stage and type are drawn in proportion."""
-_FEWEST_MAPPED = 5
+_FEWEST_MAPPED, _MOST_MAPPED = 5, 3000
+"""Fewer cells make no map, and more would take longer than all else on the page."""
+_ITERATIONS = 500
 
 
 def write_pages(
@@ -134,18 +135,13 @@ def sides(project: Project, wanted: str | None = None, against: str | None = Non
         if champion is not None and champion.number != version.number:
             return Sides(version, champion, CHAMPION)
     if against in (None, PARENT):
-        return Sides(version, _parent(ready, version, store.artifacts(version)), PARENT)
+        return Sides(version, parent_of(project, version), PARENT)
     other = store.version(str(against))
     if other.number == version.number:
         raise RegistryError(
             f"version {version.number} cannot be compared with itself: name another one with --against"
         )
     return Sides(version, other, CHAMPION if CHAMPION in other.aliases else "")
-
-
-def _parent(ready: Sequence[Version], version: Version, folder: Path) -> Version | None:
-    key = read_key(folder)["parent"]
-    return next((one for one in ready if one.key == key and one.model == version.model), None)
 
 
 @doing("judging the version by the policy, and comparing it")
@@ -160,13 +156,8 @@ def review(project: Project, pair: Sides) -> tuple[Document, Document | None]:
     store, version, config = project.store, pair.version, project.config
     folder = store.artifacts(version)
     key, record = read_key(folder), read_record(folder)
-    evaluation = current_evaluation(store, version)
-    other = None if pair.other is None or pair.other.erased else pair.other
-    scored = None if other is None else score_versions(project, other, version)
-    compared = None if scored is None else scored.comparison
-    findings = [str(one) for one in audit(store, project.layout, project.config, [version]).findings]
-    verdict = _optional(folder / "validation" / "verdict.json") or {}
-    evidence = Evidence(evaluation, verdict, record, key, findings, compared)
+    evidence, scored = gather_evidence(project, version, pair.other)
+    evaluation, compared = evidence.evaluation, evidence.comparison
     entries = ledger_of(store).entries()
     before, after = _answered(project, version, scored)
     shown = {
@@ -182,7 +173,7 @@ def review(project: Project, pair: Sides) -> tuple[Document, Document | None]:
         "answers": list(answers_by_type(before, after)),
         "changed": list(changed_answers(before, after)),
         "novelty": novelty_counts(after),
-        "gate": verdict,
+        "gate": evidence.verdict,
         "history": _optional(folder / "history.json"),
         "tuned": _optional(folder / "tuned.json"),
         "method": method_view(folder, key),
@@ -240,12 +231,8 @@ def _answered(
     project: Project, version: Version, scored: Scored | None
 ) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
     """Return both versions' answers by stage, the newest first; the other's only where both were scored."""
-    try:
-        after = recorded_predictions(project, version)
-    except CanalError:  # one that came without cells has none
-        after = {}
     pairs = {} if scored is None else scored.answers
-    after = {stage: both[1] for stage, both in pairs.items()} | after
+    after = {stage: both[1] for stage, both in pairs.items()} | recorded_predictions(project, version)
     stages = list(after)[::-1]
     before = {stage: pairs[stage][0] for stage in stages if stage in pairs}
     return before, {stage: after[stage] for stage in stages}
@@ -297,8 +284,6 @@ def _lineage(project: Project, version: Version) -> Iterator[Document]:
 
 def _of_models(project: Project, pair: Sides, folder: Path) -> tuple[list[Document], Document | None]:
     """Return the genes of each type, and the cells with both answers and a place, always the same."""
-    from sklearn.manifold import TSNE
-
     annotator = load_annotator(project, pair.version)
     markers = [one.to_json() for one in model_markers(annotator, _MARKERS)]
     stored = _stored(folder)
@@ -318,9 +303,8 @@ def _of_models(project: Project, pair: Sides, folder: Path) -> tuple[list[Docume
         if set(other.genes) <= set(stored.genes):
             genes = [stored.genes.index(gene) for gene in other.genes]
             columns["before"] = other.predict(stored.cells.expression[:, genes]).labels
-    perplexity = min(30.0, (len(embedding) - 1) / 3)
-    layout = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500)
-    columns["x"], columns["y"] = np.round(layout.fit_transform(embedding), 3).T.astype(float).tolist()
+    places = tsne_places(embedding, _ITERATIONS).astype(np.float64)
+    columns["x"], columns["y"] = np.round(places, 3).T.tolist()
     rows = zip(*columns.values(), strict=True)
     return markers, {"cells": [dict(zip(columns, row, strict=True)) for row in rows]}
 

@@ -13,15 +13,16 @@ import pandas as pd
 
 from canal.app.project import Project
 from canal.core.errors import CanalError, RegistryError
-from canal.core.files import scratch_folder
+from canal.core.files import read_json, scratch_folder
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.model.load import CellAnnotator, load_model
+from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.promotion.comparing import Comparison, Sampling, StageComparison, compare_stage
-from canal.registry.promotion.policy import share_interval
+from canal.registry.promotion.policy import Evidence, share_interval
 from canal.registry.store.database import Version
-from canal.registry.versions.history import recorded, verified
+from canal.registry.versions.history import current_evaluation, recorded, verified
 
 _PREDICTIONS = "metrics/predictions.csv"
 
@@ -51,16 +52,16 @@ def compare(
         raise RegistryError(
             f"version {candidate.number} cannot be compared with itself; name another version with --with"
         )
-    return compare_versions(project, champion, candidate, file, stage)
+    return score_versions(project, champion, candidate, file, stage).comparison
 
 
-def compare_versions(
+def score_versions(
     project: Project,
     champion: Version,
     candidate: Version,
     file: Path | None = None,
     stage: str | None = None,
-) -> Comparison:
+) -> Scored:
     """Compare two versions on the test cells of the candidate's stages, and on a labelled file.
 
     Parameters
@@ -75,17 +76,6 @@ def compare_versions(
     CanalError
         If a version's artifacts are damaged, or the file cannot be read as declared.
     """
-    return score_versions(project, champion, candidate, file, stage).comparison
-
-
-def score_versions(
-    project: Project,
-    champion: Version,
-    candidate: Version,
-    file: Path | None = None,
-    stage: str | None = None,
-) -> Scored:
-    """Compare two versions as `compare_versions` does, and return their answers, too."""
     policy = project.config.policy
     sampling = Sampling(policy.confidence, policy.resamples, project.config.seed, policy.loss_to_see)
     before, after = recorded_predictions(project, champion), recorded_predictions(project, candidate)
@@ -109,6 +99,37 @@ def score_versions(
     numbers = (champion.number, candidate.number)
     comparison = Comparison(*numbers, stages, not_compared, tuple(before), learned, policy.loss_to_see)
     return Scored(comparison, answers)
+
+
+def parent_of(project: Project, version: Version) -> Version | None:
+    """Return the registered version it was learned on; None for a backbone, and where it is not here."""
+    key = read_json(project.store.artifacts(version) / "key.json")["parent"]
+    return next((one for one in project.store.versions() if one.ready and one.key == key), None)
+
+
+def gather_evidence(
+    project: Project, version: Version, other: Version | None
+) -> tuple[Evidence, Scored | None]:
+    """Return what the policy judges a version by, beside another, and both versions' answers.
+
+    Of one whose files were erased no answers are left, and nothing can be shown to be kept.
+    """
+    store, folder = project.store, project.store.artifacts(version)
+    findings = [str(one) for one in audit(store, project.layout, project.config, [version]).findings]
+    scored = None if other is None or other.erased else score_versions(project, other, version)
+    compared = None if scored is None else scored.comparison
+    if other is not None and other.erased:
+        gone = {other.stage: f"the files of its parent, version {other.number}, were erased"}
+        compared = Comparison(other.number, version.number, {}, gone, (other.stage,))
+    evidence = Evidence(
+        evaluation=current_evaluation(store, version),
+        verdict=read_json(folder / "validation" / "verdict.json"),
+        record=read_json(folder / "record.json"),
+        key=read_json(folder / "key.json"),
+        findings=findings,
+        comparison=compared,
+    )
+    return evidence, scored
 
 
 def recorded_predictions(project: Project, version: Version) -> dict[str, pd.DataFrame]:

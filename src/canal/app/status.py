@@ -21,6 +21,7 @@ from canal.app.versions import decisions
 from canal.config.yaml_file import check_merged
 from canal.core.errors import CanalError
 from canal.core.files import read_json
+from canal.core.progress import first_names
 from canal.registry.ledger.ledger import Entry
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION
 from canal.registry.manifest.stage_request import uncommitted_files
@@ -157,7 +158,7 @@ def _to_promote(project: Project, version: Version) -> Iterator[Need]:
             ]
     if few:
         yield Need(
-            f"too few test cells to judge {_some(few)}: a person lets them pass",
+            f"too few test cells to judge {first_names(few)}: a person lets them pass",
             f'canal promote candidate {_WHO} --too-few "REASON"',
         )
 
@@ -215,7 +216,7 @@ def _to_do(
     judged = [name for name in project.config.stages if project.layout.verdict(name).is_file()]
     rules = read_json(project.layout.verdict(judged[-1]))["rules"] if judged else []
     if names := [one["rule"] for one in rules if not one["passed"] and one["severity"] != "error"]:
-        yield Need(f"the gate warns of stage {judged[-1]}: {_some(names)}", "canal report")
+        yield Need(f"the gate warns of stage {judged[-1]}: {first_names(names)}", "canal report")
     keyring = project.config.registry.keyring
     if keyring is not None and not (project.layout.root / keyring).is_file():
         yield Need(f"the keyring {keyring} of params.yaml is missing", "canal keys add")
@@ -224,11 +225,5 @@ def _to_do(
     if no_git:
         yield Need("the project is in no git repository with a commit", "git init && git add --all")
     elif changed:
-        what = f"git does not hold {_some(changed)} as it is here"
+        what = f"git does not hold {first_names(changed)} as it is here"
         yield Need(what, f"git add {' '.join(map(shlex.quote, changed))} && git commit")
-
-
-def _some(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"

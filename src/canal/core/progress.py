@@ -52,6 +52,11 @@ def count(n: int, noun: str = "cell") -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def first_names(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names of a list, and how many more there are, such as "a, b, c and 4 more"."""
+    return f"{', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''}"
+
+
 def span(seconds: float) -> str:
     """Return a time, such as "4.2 s", "35 s", "7 min" or "2.5 h"."""
     if seconds < 100:

@@ -1,9 +1,9 @@
-"""The common style of all figures (colours, fonts, lines), and saving figures as reproducible files."""
+"""What all figures and pages share: colours, fonts, lines, and writing them as reproducible files."""
 
 import base64
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -160,6 +160,28 @@ def svg_uri(figure: "Figure") -> str:
     figure.savefig(buffer, format="svg", facecolor="none", metadata=_no_metadata("svg"))
     text = _follow_scheme(buffer.getvalue().decode())
     return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+
+
+def write_html(
+    template: str,
+    out: Path,
+    values: Mapping[str, Any],
+    filters: Mapping[str, Callable[..., str]] | None = None,
+) -> Path:
+    """Write a page of this room's ``template`` to ``out``, and return it; what people wrote is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("canal", "report"),
+        autoescape=True,  # labels, stages, aliases, reasons and names are whatever somebody wrote
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters or {})
+    with new_file(out) as temporary:
+        temporary.write_text(environment.get_template(template).render(values), encoding="utf-8")
+    return out
 
 
 def _lay_out(figure: "Figure") -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
-from canal.core.files import new_file
 from canal.core.progress import percent
+from canal.report.canvas import write_html
 from canal.report.listing import Branch, text
 
 if TYPE_CHECKING:
@@ -84,28 +84,17 @@ class Picture:
 
 def write_lineage(graph: Graph, out: Path) -> Path:
     """Write the page of a lineage to ``out`` and return it; the same graph gives the same bytes."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("canal", "report"),
-        autoescape=True,  # names of cells, people and machines are whatever somebody wrote
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     picture, places = lay_out(graph), {node.id: f"n{i}" for i, node in enumerate(graph.nodes)}
-    page = environment.get_template("lineage.html").render(
-        title=graph.chain[0].label,
-        picture=picture,
-        boxes=[_box(box, places) for box in picture.boxes],
-        columns=_columns(picture),
-        tables=_tables(graph, places),
-        width=picture.box_width,
-        height=HEIGHT,
-    )
-    with new_file(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return out
+    values = {
+        "title": graph.chain[0].label,
+        "picture": picture,
+        "boxes": [_box(box, places) for box in picture.boxes],
+        "columns": _columns(picture),
+        "tables": _tables(graph, places),
+        "width": picture.box_width,
+        "height": HEIGHT,
+    }
+    return write_html("lineage.html", out, values)
 
 
 def _box(box: Box, places: dict[str, str]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from canal.core.files import new_file
 from canal.data.split import reported_sets
 from canal.report import figures
+from canal.report.canvas import write_html
 from canal.report.collect import confusion_figures, matrix_figure, stage_figures
 from canal.report.documents import (
     Document,
@@ -58,26 +58,14 @@ def write_report(
     Path
         ``out``.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("canal", "report"),
-        autoescape=True,  # labels, stages and aliases are whatever a user wrote
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, points=points, decimal=decimal, count=count)
     shown = None
     if pretraining is not None and pretraining["epochs"]:
         shown = {"history": pretraining, "figure": figures.svg_uri(figures.pretraining(pretraining))}
-    text = environment.get_template("page.html").render(
-        title=title, measures=MEASURES, sets=_sets(stages), run=_run(stages),
-        stages=_stages(stages, out.parent), pretraining=shown,
-    )  # fmt: skip
-    with new_file(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return out
+    values = {
+        "title": title, "measures": MEASURES, "sets": _sets(stages), "run": _run(stages),
+        "stages": _stages(stages, out.parent), "pretraining": shown,
+    }  # fmt: skip
+    return write_html("page.html", out, values, FILTERS)
 
 
 def _run(stages: Sequence[StageReport]) -> dict[str, Any] | None:
@@ -238,3 +226,7 @@ def decimal(value: float | None) -> str:
 def count(value: int | None) -> str:
     """Return a whole number with a thin space between thousands."""
     return NOT_MEASURED if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+FILTERS = {"percent": percent, "points": points, "decimal": decimal, "count": count}
+"""Forms of numbers in pages, by their names in templates."""

@@ -305,10 +305,15 @@ def layout(adata: AnnData, *, key: str = "canal") -> np.ndarray:
             f"most {_MOST_CELLS:,}): compute it once (scanpy: sc.pp.neighbors(adata, use_rep={own!r}); "
             "sc.tl.umap(adata)), install umap-learn, or draw a part of the cells"
         )
+    return tsne_places(embedding)
+
+
+def tsne_places(embedding: np.ndarray, iterations: int = 1000) -> np.ndarray:
+    """Return places of at least five cells by t-SNE, float32 ``(n_cells, 2)``: the same cells, the same."""
     from sklearn.manifold import TSNE
 
     perplexity = min(_PERPLEXITY, (len(embedding) - 1) / 3)
-    tsne = TSNE(perplexity=perplexity, init="pca", random_state=0)
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=iterations)
     return np.asarray(tsne.fit_transform(embedding), dtype=np.float32)
 
 

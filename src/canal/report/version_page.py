@@ -18,9 +18,10 @@ from canal.core.files import new_file
 from canal.core.packages import named_packages
 from canal.quality.verdict import RuleResult
 from canal.registry.ledger.rulings import TOO_FEW
+from canal.report.canvas import write_html
 from canal.report.documents import method_lines
 from canal.report.gate_tables import finding
-from canal.report.page import count, decimal, percent, points
+from canal.report.page import FILTERS, decimal, percent
 from canal.report.version_charts import charts
 
 Document = Mapping[str, Any]
@@ -39,42 +40,31 @@ def write_version_page(document: Document, mapped: Document | None, out: Path) -
     out
         The HTML file to write.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from vl_convert import javascript_bundle
 
-    environment = Environment(
-        loader=PackageLoader("canal", "report"),
-        autoescape=True,  # labels, stages and reasons are whatever a user wrote
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, points=points, decimal=decimal, count=count)
-    text = environment.get_template("version.html").render(
-        d=document,
-        verdict=verdict(document),
-        promotable=promotable(document),
-        to_mend=list(to_mend(document)),
-        worst=worst_types(document),
-        rulings=_sorted_rulings(document),
-        matrix=_matrix(document),
-        types=_type_rows(document),
-        gate=[
+    values = {
+        "d": document,
+        "verdict": verdict(document),
+        "promotable": promotable(document),
+        "to_mend": list(to_mend(document)),
+        "worst": worst_types(document),
+        "rulings": _sorted_rulings(document),
+        "matrix": _matrix(document),
+        "types": _type_rows(document),
+        "gate": [
             {**one, "words": finding(RuleResult(*(one[field.name] for field in fields(RuleResult))))}
             for one in sorted(document["gate"].get("rules", ()), key=lambda one: bool(one["passed"]))
         ],
-        novelty={"threshold": None, "holdouts": []} | dict(document["evaluation"]["novelty"]),
-        method=list(method_lines(document["method"])),
-        markers=document["markers"],
-        kept=_kept(document),
-        card=card(document),
-        charts=charts(document, mapped),
-        colours=list(type_colours(document["evaluation"]["labels"]).items()),
-        library=javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
-    )
-    with new_file(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return out
+        "novelty": {"threshold": None, "holdouts": []} | dict(document["evaluation"]["novelty"]),
+        "method": list(method_lines(document["method"])),
+        "markers": document["markers"],
+        "kept": _kept(document),
+        "card": card(document),
+        "charts": charts(document, mapped),
+        "colours": list(type_colours(document["evaluation"]["labels"]).items()),
+        "library": javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+    }
+    return write_html("version.html", out, values, FILTERS)
 
 
 # What it comes to, in sentences.
@@ -244,10 +234,10 @@ def card(document: Document) -> list[tuple[str, list[str]]]:
     """Return the model card: headings of the Hugging Face model card, each with its sentences."""
     version, evaluation = document["version"], document["evaluation"]
     labels, threshold = evaluation["labels"], evaluation["novelty"].get("threshold")
-    sums = dict.fromkeys((row["cell_type"] for row in document["kept"].get("sums", [])), 0)
-    for row in document["kept"].get("sums", []):
-        sums[row["cell_type"]] += row["n"]
-    types = ", ".join(f"{name} ({sums[name]:,} cells)" if name in sums else name for name in labels)
+    types = ", ".join(
+        f"{row['cell_type']} ({row['sums']:,} cells)" if row.get("sums") else row["cell_type"]
+        for row in _kept(document)
+    )
     data = [
         f"{one['stage']}: {one['citation'] or 'no citation declared'}; "
         f"licence {one['licence'] or 'not declared'}."
