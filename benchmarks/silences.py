@@ -2,6 +2,8 @@
 
     python benchmarks/silences.py --root PROJECT [--cells N] [--only WORD ...] [--longest SECONDS]
 
+With ``--learn`` alone the learning of a new demo project is measured, `canal init` and `canal run`: minutes.
+
 The commands run one after the other in a copy of a finished project, so that the project itself stays as it
 is; those that decide or write come last. `canal annotate` and what reads its file get N of the project's
 prepared cells, with repetition where it has fewer. A silence counts from the start of the process, and to its
@@ -52,19 +54,24 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=20_000)
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="commands with such a word")
     parser.add_argument("--longest", type=float, default=LONGEST_S)
+    parser.add_argument("--learn", action="store_true", help="measure init and run of a new demo")
     parser.add_argument("--show", action="store_true", help="print what the commands say, too")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="canal-silences-") as scratch:
         folder = Path(scratch) / "project"
-        shutil.copytree(arguments.root, folder, symlinks=True)
-        project = Project.open(folder)
-        write_cells(project, arguments.cells, folder / "query.h5ad")
-        chosen = [
-            one
-            for one in commands(project)
-            if not arguments.only or any(word in " ".join(one) for word in arguments.only)
-        ]
+        if arguments.learn:
+            folder.mkdir()
+            chosen = [("init", ".", "--demo"), ("run",)]
+        else:
+            shutil.copytree(arguments.root, folder, symlinks=True)
+            project = Project.open(folder)
+            write_cells(project, arguments.cells, folder / "query.h5ad")
+            chosen = [
+                one
+                for one in commands(project)
+                if not arguments.only or any(word in " ".join(one) for word in arguments.only)
+            ]
         found = []
         for one in chosen:
             found.append(measure(one, folder, arguments.show))
@@ -145,7 +152,7 @@ def measure(words: Sequence[str], folder: Path, show: bool) -> Measured:
         cwd=folder, env=kept, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    limit = threading.Timer(600, process.kill)
+    limit = threading.Timer(3600, process.kill)
     limit.start()
     for line in process.stderr or ():
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -30,6 +31,7 @@ from canal.registry.store.tracking import stage_run
 from canal.registry.versions.publish import Publication, publish, sync
 from tests.support.cells import make_adata, source_of, write_adata
 from tests.support.models import TINY, make_backbone
+from tests.support.outputs import complaints
 from tests.support.published import (
     VOCABULARY,
     published_state,
@@ -162,7 +164,9 @@ def test_the_same_files_a_second_time_change_nothing(imports, monkeypatch):
     canal(*imports.call, "--commit")
     read_here(monkeypatch)
     tree, text = tree_digests(imports.root / "backbones"), (imports.root / "params.yaml").read_text()
-    canal(*imports.call)
+    printed = canal(*imports.call, "--json")
+    again = json.loads(printed[printed.index("{") :])
+    assert complaints("backbone import", again) == []
     assert (tree_digests(imports.root / "backbones"), (imports.root / "params.yaml").read_text()) == (
         tree,
         text,

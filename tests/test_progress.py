@@ -1,11 +1,27 @@
 """What a command tells while it works: in cells with the time left, and only when it lasts."""
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 
 from canal.core import errors, progress
-from canal.core.progress import advance, by_cells, count, doing, each, p_value, percent, points, size, span
+from canal.core.progress import (
+    advance,
+    by_cells,
+    count,
+    counted,
+    doing,
+    each,
+    p_value,
+    percent,
+    points,
+    size,
+    span,
+    told_together,
+)
 
 
 def test_cells_are_told_with_rate_and_time_left_and_the_last_ones_too():
@@ -93,9 +109,56 @@ def test_items_are_numbered_and_the_innermost_is_told(watched):
 def test_what_is_short_or_shows_its_own_progress_is_not_told(watched):
     with doing("short"):
         pass
-    with doing("labelling"), doing(""):
+    with doing("labelling"), doing(""), doing("within what shows a bar"):
         time.sleep(0.2)
     assert watched.readouterr().err == ""
+
+
+def test_what_is_done_changes_within_a_block(watched):
+    with doing("asking DVC") as now:
+        wait_for(watched, "asking DVC")
+        now("step prepare")
+        lines = wait_for(watched, "step prepare")
+    assert lines[-1] == "step prepare ..."
+
+
+def test_cells_are_counted_and_told(watched):
+    with counted("epoch 2: trained on", 4000) as count_more:
+        count_more(1000)
+        lines = wait_for(watched, "trained on 1,")
+    assert lines[-1].startswith("epoch 2: trained on 1,000 of 4,000 cells (")
+
+
+def test_an_outer_process_keeps_still_while_an_inner_one_tells(watched, tmp_path, monkeypatch):
+    """`canal run` starts DVC, which starts steps: whoever knows best what is done says so."""
+    monkeypatch.setattr(progress, "QUIET", 1.0)
+    telling = "while True: tell('inner'); sleep(0.02)"
+    code = f"from time import sleep; from canal.core.errors import tell\n{telling}"
+    with told_together(tmp_path / "private" / "last-line"), doing("outer"):
+        with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as inner:
+            inner.stderr.readline()
+            watched.readouterr()
+            time.sleep(1.5)
+            inner.kill()
+        assert watched.readouterr().err == ""
+        assert wait_for(watched, "outer")
+    assert errors.LAST_LINE not in os.environ
+
+
+def test_a_lost_mark_of_the_last_line_hinders_nobody(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv(errors.LAST_LINE, str(tmp_path / "gone"))
+    errors.tell("a line")
+    assert capsys.readouterr().err == "a line\n"
+    assert errors.seconds_since_line() < 5
+
+
+def test_a_fork_does_nothing_of_what_its_parent_does(watched):
+    with doing(""):
+        pid = os.fork()
+        if pid == 0:
+            with doing("the fork's own"):
+                os._exit(len(progress._WATCH.activities))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
 def test_cells_within_a_block_are_told_before_it_is_done(watched):

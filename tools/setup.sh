@@ -49,8 +49,25 @@ if ! "$venv/bin/python" -c "" 2>/dev/null; then
 fi
 
 log=$venv/setup.log
+# Every two seconds: how long it has been, and which package pip is at.
+tell_progress() {
+  local package=""
+  while sleep 2; do
+    package=$(sed -nE 's/^ *(Collecting|Downloading|Building wheel for|Installing collected packages:?) ([^ ,;(]+).*/\1 \2/p' "$log" 2>/dev/null | tail -n 1)
+    echo "setup: ${package:-starting pip} ($((SECONDS - began)) s so far)"
+  done
+}
+
 install() {
-  "$venv/bin/python" -m pip install --disable-pip-version-check -c constraints.txt "$@" >"$log" 2>&1 && return
+  : >"$log"
+  tell_progress &
+  local telling=$! code=0
+  trap "kill $telling 2>/dev/null" EXIT
+  "$venv/bin/python" -m pip install --disable-pip-version-check -c constraints.txt "$@" >"$log" 2>&1 || code=$?
+  kill $telling 2>/dev/null || true
+  wait $telling 2>/dev/null || true
+  trap - EXIT
+  [ "$code" = 0 ] && return
   if grep -qiE 'connection|resolve|timed out|network|retrying' "$log"; then
     fail "pip cannot reach its package index; is there a network? (details in $log)"
   fi

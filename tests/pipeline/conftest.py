@@ -5,6 +5,7 @@ It is learned once; a test that changes it works on a copy.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 from canal.app.project import Project
 from canal.cli import app
 from tests.support.cells import make_adata, make_document, source_of, write_adata
+from tests.support.outputs import complaints, words_of
 from tests.support.warm import REPOSITORY, warmly
 
 COPIED = (
@@ -56,9 +58,14 @@ class Line:
         return output
 
     def canal(self, *arguments: str) -> str:
-        """Run a command of canal in this process, which has imported what it needs; return its output."""
+        """Run a command of canal in this process, which has imported what it needs; return its output.
+
+        What --json prints is compared with what `canal schema` says of the command.
+        """
         done = CliRunner().invoke(app, [*arguments, "--root", str(self.root)])
         assert done.exit_code == 0, f"{arguments}:\n{done.output}{done.exception!r}"
+        if "--json" in arguments:
+            assert complaints(words_of(arguments), json.loads(done.stdout)) == []
         return done.output
 
     def lose(self, *outs: str) -> None:

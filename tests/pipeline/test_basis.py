@@ -47,7 +47,7 @@ def basis(tmp_path_factory) -> Path:
 def adopted(root: Path, basis: Path, stages: tuple[str, ...] = STAGES, **continual: object) -> Line:
     """Make a project on that basis, nothing learned yet."""
     line = make_line(root, {name: {} for name in stages}, continual=continual or EXACT)
-    line.canal("basis", "adopt", str(basis))
+    line.canal("basis", "adopt", str(basis), "--json")
     return line
 
 

@@ -239,10 +239,11 @@ def test_a_tombstone_that_was_changed_or_lost_is_found(erased):
 
 
 def test_only_the_plan_that_was_shown_is_carried_out(line, unlearned):
-    shown, before = planned(line), traces(line.root, *unlearned[1:])
+    shown = json.loads(line.canal("erase", "second", "--batch", "b1", *WHY, "--dry-run", "--json"))
+    before = traces(line.root, *unlearned[1:])
     (line.root / ".canal" / "features" / "more.bin").write_bytes(b"of another cell")
     with pytest.raises(HistoryError, match="names another plan than what would be erased now"):
-        run(line, shown.token)
+        run(line, shown["token"])
     assert traces(line.root, *unlearned[1:]) == before
 
 
@@ -298,7 +299,7 @@ def test_kill_9_while_files_go_is_finished_by_the_same_command(line, unlearned):
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert any("is not finished: call canal erase again" in one for one in findings(line))
-    assert run(line, token).state == "finished"
+    assert json.loads(line.canal(*command, "--json"))["state"] == "finished"
     assert traces(line.root, *unlearned[1:]) == set()
     assert findings(line) == []
     assert learn_here(line) == []  # everything that stays is restored, nothing learned anew

@@ -78,10 +78,12 @@ def test_two_lineages_become_the_sums_of_one_that_learned_both(line, joint, bund
     learned_both, _ = sums_of(opened(joint), 2)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     line.canal("import", str(bundles / "second.zip"))
-    shown = [merge(line.project(), Joining(*pair), ADA, dry_run=True) for pair in (("1", "2"), ("2", "1"))]
-    assert [one.version for one in shown] == [None, None]
+    shown = merge(line.project(), Joining("1", "2"), ADA, dry_run=True)
+    by = ("--by", "A. Person", "--why", "two hospitals")
+    printed = json.loads(line.canal("merge", "2", "1", *by, "--dry-run", "--json"))
+    assert (shown.version, printed["version"]) == (None, None)
     assert len(line.project().store.versions()) == 2
-    said = line.canal("merge", "2", "1", "--by", "A. Person", "--why", "two hospitals")
+    said = line.canal("merge", "2", "1", *by)
     assert "it has no network: the next stage has no teacher" in said
     assert "new types: Mono" in said
     assert "not calibrated, for no validation cell is here: Mono" in said
@@ -91,7 +93,7 @@ def test_two_lineages_become_the_sums_of_one_that_learned_both(line, joint, bund
     assert {name: one.digest for name, one in sums.stages.items()} == {
         name: one.digest for name, one in learned_both.stages.items()
     }
-    assert {one.sums for one in shown} == {key["merged"]["sums"], all_sums(learned_both).digest}
+    assert {shown.sums, printed["sums"]} == {key["merged"]["sums"], all_sums(learned_both).digest}
     assert key["merged"]["equals"] == "joint learning of both lineages"
     assert learn_here(line) == []  # what was merged is not learned again
     line.canal("export", "3", "-o", str(line.root / "bare.zip"), "--without-cells")

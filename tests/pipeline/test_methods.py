@@ -176,7 +176,7 @@ def test_a_lost_registry_is_made_again(line, empty):
     shutil.copyfile(empty, line.root / "mlflow.db")
     shutil.rmtree(line.root / "mlartifacts")
     new_key(line.root / "key.pem", "A. Person")
-    line.canal("registry", "rebuild", *WHO, "--sign", str(line.root / "key.pem"))
+    line.canal("registry", "rebuild", *WHO, "--sign", str(line.root / "key.pem"), "--json")
     assert line.keys() == keys
     entries = json.loads(line.canal("ledger", "--json"))
     assert {one["kind"] for one in entries if "signature" in one} == {"rebuild"}

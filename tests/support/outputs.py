@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
 from canal.app.versions import output_schema
+from canal.cli.root import command_line
 
 
 def complaints(command: str, document: Any) -> list[str]:
@@ -16,6 +18,12 @@ def complaints(command: str, document: Any) -> list[str]:
         f"{command}: {list(one.absolute_path)}: {[each.message[:200] for each in one.context or [one]]}"
         for one in errors
     ]
+
+
+def words_of(arguments: Sequence[str]) -> str:
+    """Return a command's own words among its arguments, as `canal schema` takes them."""
+    is_group = arguments[0] in {group.name for group in command_line.registered_groups}
+    return " ".join(arguments[: 1 + is_group])
 
 
 def _closed(schema: Any) -> Any:

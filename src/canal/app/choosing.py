@@ -21,7 +21,7 @@ from canal.app.project import Project
 from canal.app.tasks import stage_task, training_hooks
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import CanalError, tell
-from canal.core.progress import percent
+from canal.core.progress import doing, percent
 from canal.quality.verdict import require_passing
 from canal.registry.manifest.stage_request import request_digest
 from canal.registry.manifest.version_folder import read_key
@@ -210,7 +210,10 @@ def watch_trials(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     reported: set[int] = set()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with (
+        doing("" if console.is_terminal else f"{stage}: tuning"),
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+    ):
         task = bar.add_task(f"{stage}: tuning", total=tuning.n_trials)
 
         def on_epoch(settings: Mapping[str, float], epoch: int) -> None:

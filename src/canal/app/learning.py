@@ -98,7 +98,10 @@ def watch_training(project: Project, logged: StepRun, stage: str, max_epochs: in
     scratch = project.layout.training(f"{stage}-{request_digest(project.config, stage)[:16]}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    with doing(""), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with (
+        doing("" if console.is_terminal else f"{stage}: training"),
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+    ):
         task = bar.add_task(stage, total=max_epochs)
 
         def show(epoch: dict[str, Any]) -> None:

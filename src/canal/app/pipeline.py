@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from canal.app.project import Project
 from canal.core.errors import CanalError, ConfigError, tell
 from canal.core.files import system_refusal
+from canal.core.progress import doing, watch
 from canal.registry.store.tracking import StepRun, handed_run, start_entry_point, step_run
 from canal.runtime.startup import INTERRUPTED, begin
 
@@ -41,6 +42,7 @@ def run(step: Callable[[], None]) -> None:
     DVC deletes a step's outs before it runs the step: after a failure the previous outs are restored.
     """
     begin()
+    watch()
     try:
         step()
     except CanalError as error:
@@ -98,8 +100,21 @@ def project_step(
     """
     run_id = handed_run(project.store, entry_point, stage)
     if run_id is None:
-        start_entry_point(project.store, project.config, entry_point, stage)
+        with doing(""):  # the entry point tells what it does
+            start_entry_point(project.store, project.config, entry_point, stage)
         return
+    with doing(f"step {entry_point} of {stage}"):
+        _learn_as(run_id, project, entry_point, stage, learn)
+
+
+def _learn_as(
+    run_id: str,
+    project: Project,
+    entry_point: str,
+    stage: str,
+    learn: Callable[[Project, StepRun], None],
+) -> None:
+    """Run ``learn`` as the MLflow run that this process was handed."""
     import torch
 
     torch.set_num_threads(project.config.threads)

@@ -20,8 +20,9 @@ from filelock import Timeout
 from canal.app.creating import complete_project, require_used
 from canal.app.planning import StagePlan, require_mergeable, run_lock, stage_fates, uncommitted
 from canal.app.project import Project, git
+from canal.config.layout import Layout
 from canal.core.errors import CanalError, HistoryError, tell
-from canal.core.progress import span
+from canal.core.progress import AROUND, doing, span, told_together, watch
 from canal.runtime.startup import INTERRUPTED, begin
 
 _NEW = {
@@ -54,11 +55,15 @@ def main(root: Path | None = None, as_json: bool = False) -> int:
     try:
         planned = check_before_run()
         complete_project(Path.cwd())
-        stopped = run_module("canal.runtime.warm", "python", "-m", "canal.app.running", "dvc", quiet=as_json)
-        if stopped == _AT_WORK:
-            tell("canal: another `canal run` is at work in this folder: wait for it, or end it")
-            return 1
-        code = run_module("canal.cli", "registry", "sync", quiet=as_json) or stopped
+        with told_together(Layout(Path.cwd()).last_line):
+            watch(2 * AROUND)  # later than DVC's process, which is later than those of the steps
+            reproduced = ("canal.runtime.warm", "python", "-m", "canal.app.running", "dvc")
+            stopped = run_module("starting DVC", *reproduced, quiet=as_json)
+            if stopped == _AT_WORK:
+                tell("canal: another `canal run` is at work in this folder: wait for it, or end it")
+                return 1
+            synced = ("canal.cli", "registry", "sync")
+            code = run_module("starting to register", *synced, quiet=as_json) or stopped
     except CanalError as error:
         tell(f"canal: {error}")
         return 1
@@ -122,29 +127,39 @@ def reproduce() -> int:
     Of DVC's own output errors and the names of its steps are shown. The lock is held here, for this process
     survives a kill of the one that a person called.
     """
+    watch(AROUND)
     from dvc.cli import main as dvc
     from dvc.logger import set_loggers_level
     from dvc.ui import ui
 
     try:
-        with run_lock(Path.cwd(), _PATIENCE_S), set_loggers_level(logging.ERROR):
+        with (
+            run_lock(Path.cwd(), _PATIENCE_S),
+            set_loggers_level(logging.ERROR),
+            doing("DVC: looking for steps whose inputs have changed") as now,
+        ):
             mend_locks(Path.cwd())
+
+            def tell_step(record: logging.LogRecord) -> bool:
+                """Name the step that DVC begins in one line of ours, in place of DVC's."""
+                if (
+                    record.levelno == logging.INFO
+                    and isinstance(record.args, tuple)
+                    and len(record.args) == 1
+                ):
+                    tell(f"step {record.args[0]}")
+                    now(f"step {record.args[0]}")
+                return record.levelno > logging.INFO
+
             ui.enable = lambda: None
             logging.getLogger("dvc.cli").addFilter(_not_interrupted)
             logging.getLogger("dvc.progress").setLevel(logging.CRITICAL)  # its bars leave rests of lines
             steps = logging.getLogger("dvc.stage.run")
             steps.setLevel(logging.INFO)
-            steps.addFilter(_tell_step)
+            steps.addFilter(tell_step)
             return int(dvc(["repro"]))
     except Timeout:
         return _AT_WORK
-
-
-def _tell_step(record: logging.LogRecord) -> bool:
-    """Name the step that DVC begins in one line of ours, in place of DVC's."""
-    if record.levelno == logging.INFO and isinstance(record.args, tuple) and len(record.args) == 1:
-        tell(f"step {record.args[0]}")
-    return record.levelno > logging.INFO
 
 
 def mend_locks(root: Path) -> None:
@@ -198,15 +213,17 @@ def to_commit(root: Path) -> list[str]:
     ]
 
 
-def run_module(module: str, *arguments: str, quiet: bool = False) -> int:
+def run_module(what: str, module: str, *arguments: str, quiet: bool = False) -> int:
     """Run a module of canal and return its exit code; on Ctrl-C, wait for the process, then raise.
 
-    If ``quiet``, its output goes to the error stream.
+    ``what`` is told while the process tells nothing itself. If ``quiet``, its output goes to the error
+    stream.
     """
     output = sys.stderr.fileno() if quiet else None
     process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=output)
     try:
-        code = process.wait()
+        with doing(what):
+            code = process.wait()
     except KeyboardInterrupt:  # the terminal sends it to the process, too, which ends in its own time
         while process.poll() is None:
             with suppress(KeyboardInterrupt):

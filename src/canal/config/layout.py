@@ -27,6 +27,11 @@ class Layout:
         return self.root / ".canal"
 
     @property
+    def last_line(self) -> Path:
+        """An empty file, as old as the last line that a process of `canal run` told."""
+        return self.private / "last-line"
+
+    @property
     def database(self) -> Path:
         """MLflow's database, where the registry is local."""
         return self.root / "mlflow.db"

@@ -35,6 +35,7 @@ from canal.continual.held_out_heads import (
     to_hold_out,
 )
 from canal.continual.novelty_choice import fit_network_centroids
+from canal.core.progress import doing, each
 from canal.memory.answer import ExactAnnotator
 from canal.memory.prediction import PARTS, SumsRule, fit_calibration, unsqueezed
 from canal.model.annotator import Annotator
@@ -93,6 +94,7 @@ class NetworkOutputs:
     novelty_parts: Mapping[str, np.ndarray]
 
 
+@doing("weighing network and sums")
 def combine(
     network: Annotator,
     exact: ExactAnnotator,
@@ -210,7 +212,7 @@ class ComponentChoice:
         share, known = self.learner.novelty.false_unassigned, self.learner.sums.types
         h_scores = [
             on_validation._novelty_parts(name, heads).h_scores(CombinedRule, CHOICES, share)
-            for name in self.scores.labels
+            for name in each(self.scores.labels, "choosing the novelty score: without {}".format)
             if can_be_held_out(name, known, self.validation.cell_types)
         ]
         return best_choice(h_scores, CHOICES, (PUBLISHED_PART, *PARTS))
@@ -303,7 +305,7 @@ def held_out_types(
             learner.parts_without_type(name, annotator.labels, validation, test).result(
                 SumsRule, parts, novelty.false_unassigned
             )
-            for name in names
+            for name in each(names, "measuring novelty: without {}".format)
         ]
     else:
         network = annotator.network
@@ -311,6 +313,8 @@ def held_out_types(
         scores = GeneScores.of(network, cells, hooks)
         choice = ComponentChoice(scores, learner, validation, test, seed, own_parts, annotator.combination)
         learn = partial(learn_without, scores=scores, epochs=novelty.shadow_epochs, seed=seed)
-        heads = dict(zip(names, in_threads(learn, names), strict=True))
-        results = [choice.result(name, parts, heads) for name in names]
+        with doing(f"measuring novelty: learning {len(names)} heads, each without one type"):
+            heads = dict(zip(names, in_threads(learn, names), strict=True))
+        without = each(names, "measuring novelty: without {}".format)
+        results = [choice.result(name, parts, heads) for name in without]
     return summary([one.document(name) for name, one in zip(names, results, strict=True)], reasons)

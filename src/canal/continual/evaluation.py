@@ -15,6 +15,7 @@ import numpy as np
 from canal.continual.cells import LabelledCells
 from canal.core.errors import TrainingError
 from canal.core.files import new_file, write_json
+from canal.core.progress import each
 from canal.memory.prediction import calibration, softmax
 
 if TYPE_CHECKING:
@@ -120,8 +121,8 @@ def evaluate(
         Draws the resamples of the calibration error's interval.
     """
     answers = {
-        stage: annotator.without(exam.missing.get(stage, ())).predict(cells.expression)
-        for stage, cells in exam.measured.items()
+        stage: annotator.without(exam.missing.get(stage, ())).predict(exam.measured[stage].expression)
+        for stage in each(list(exam.measured), "predicting test cells of {}".format)
     }
     per_stage = {
         stage: _stage_measures(cells, answers[stage], annotator.labels)

@@ -22,6 +22,7 @@ from canal.continual.cells import LabelledCells
 from canal.continual.exact_learner import HeldOutResult, best_choice, can_be_held_out, summary
 from canal.continual.fit import Hooks, generator
 from canal.continual.novelty_choice import Scored, fit_centroids, gene_scores, rule_of
+from canal.core.progress import doing
 from canal.model.annotator import Annotator
 from canal.model.centroids import PARTS, TypeCentroids
 from canal.model.compute import in_threads
@@ -95,7 +96,8 @@ def held_out_type_heads(
         result = evaluate_head(held_out, settings, random, held_out.centroids().only(parts))
         return result.document(cell_type)
 
-    return summary(in_threads(measure, testable), reasons)
+    with doing(f"measuring novelty: {len(testable)} types, each left out once"):
+        return summary(in_threads(measure, testable), reasons)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +240,7 @@ def _of_types(part: Part, wanted: set[str]) -> Part:
 # Choosing the components of a novelty score.
 
 
+@doing("choosing the novelty score: each type left out once")
 def chosen_parts(
     labels: Sequence[str],
     validation: Scored,

@@ -18,6 +18,7 @@ from canal.continual.feature_cache import PrefixFeatures
 from canal.continual.fit import Hooks
 from canal.continual.segments import CacheSpace
 from canal.core.errors import TrainingError
+from canal.core.progress import doing
 from canal.memory.prediction import quantile_threshold
 from canal.model.annotator import Annotator, spread
 from canal.model.centroids import (
@@ -165,6 +166,7 @@ def raw_energy(logits: np.ndarray, temperature: float) -> np.ndarray:
     return energy
 
 
+@doing("computing the network's gene scores of the cells")
 def gene_scores(annotator: Annotator, cells: LabelledCells, hooks: Hooks | None = None) -> Tensor:
     """Return the output of the head's filter at each position, ``(n_cells, n_genes + 1)``.
 

@@ -21,6 +21,7 @@ from canal.config.sections import Backbone as BackboneSettings
 from canal.continual.fit import Epoch, Fit, Hooks, generator, groups_of, sum_gradients
 from canal.core.digests import json_digest
 from canal.core.errors import DataError, TrainingError
+from canal.core.progress import counted
 from canal.data.expression import MASK_TOKEN, tokenize
 from canal.model.backbone import Backbone, Performer, new_performer
 from canal.model.compute import in_threads, precision
@@ -170,15 +171,17 @@ def _train(task: _MaskedTask, corpus: Corpus, settings: BackboneSettings, seed: 
         masked = mask_expressed(train, settings.mask_share, random)
         order = torch.randperm(len(train), generator=random)
         loss, weight = 0.0, 0
-        for rows in torch.split(order, settings.batch_size):
-            if n := int(masked[rows].sum()):
+        with counted(f"epoch {number}: pre-trained on", len(order)) as count:
+            for rows in torch.split(order, settings.batch_size):
+                if n := int(masked[rows].sum()):
 
-                def losses(group: Tensor, masked: Tensor = masked, n: int = n) -> Tensor:
-                    return (_loss(task, train, masked, group) / n).unsqueeze(0)
+                    def losses(group: Tensor, masked: Tensor = masked, n: int = n) -> Tensor:
+                        return (_loss(task, train, masked, group) / n).unsqueeze(0)
 
-                value = float(sum_gradients(parameters, groups_of(rows, task.performer), losses))
-                fit.step(value, settings.learning_rate)
-                loss, weight = loss + n * value, weight + n
+                    value = float(sum_gradients(parameters, groups_of(rows, task.performer), losses))
+                    fit.step(value, settings.learning_rate)
+                    loss, weight = loss + n * value, weight + n
+                count(len(rows))
         record: Epoch = {"epoch": number, "loss": loss / max(weight, 1)}
         with torch.no_grad():
             losses_of = in_threads(

@@ -27,6 +27,7 @@ from canal.continual.pretraining import place_genes
 from canal.continual.segments import CacheSpace
 from canal.continual.stage import Learned, Task
 from canal.core.digests import json_digest
+from canal.core.progress import counted, doing
 from canal.model.annotator import Annotator, gene_vectors, with_genes
 from canal.model.backbone import MOST_CELLS
 from canal.model.compute import in_threads, precision
@@ -167,7 +168,10 @@ def _train_epoch(
     order = torch.randperm(len(material.targets), generator=generator(task.seed, "order", number))
     parameters, sums = list(fit.parameters.values()), np.zeros(3)
     batches = torch.split(order, settings.batch_size)
-    with closing(prefetched(batches, material.batch)) as loaded:
+    with (
+        closing(prefetched(batches, material.batch)) as loaded,
+        counted(f"epoch {number}: trained on", len(order)) as count,
+    ):
         for batch, rows in zip(batches, loaded, strict=True):
 
             def losses(group: tuple[Tensor, Tensor], size: int = len(batch)) -> Tensor:
@@ -182,11 +186,13 @@ def _train_epoch(
             values = sum_gradients(parameters, list(groups), losses).double().cpu()
             fit.step(float(values[0]), rate)
             sums += len(batch) * values.numpy()
+            count(len(batch))
     means = zip(("loss", "cross_entropy", "distillation"), (sums / len(order)).tolist(), strict=True)
     return {"epoch": number, "learning_rate": rate, **dict(means)}
 
 
 @torch.no_grad()
+@doing("predicting validation and probe cells")
 def _validate(network: AnnotatorNetwork, material: _Material, stage: str) -> Epoch:
     """Return the accuracy on each stage's validation cells, their mean as score, and the mean cross-entropy.
 

@@ -5,6 +5,8 @@ import os
 import re
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -107,10 +109,17 @@ def visible(text: object) -> str:
     return "".join(one if one.isprintable() or one in _LAYOUT else "�" for one in str(text))
 
 
+LAST_LINE = "CANAL_LAST_LINE"
+"""Environment variable with a file that processes of one run touch with each line that they tell."""
+
+
 def tell(text: object) -> None:
     """Write a line for a person to the error stream; all of canal's messages go through here."""
     global _last_line
     _last_line = time.monotonic()
+    if shared := os.environ.get(LAST_LINE):
+        with suppress(OSError):
+            os.utime(shared)
     sys.stderr.write(f"{visible(text)}\n")
     sys.stderr.flush()
 
@@ -119,8 +128,15 @@ _last_line = time.monotonic()
 
 
 def seconds_since_line() -> float:
-    """Return the seconds since `tell` wrote its last line, or since the process began."""
-    return time.monotonic() - _last_line
+    """Return the seconds since `tell` wrote its last line, here or in a process of the same run.
+
+    Before the first line they count from the start of this process.
+    """
+    since = time.monotonic() - _last_line
+    if shared := os.environ.get(LAST_LINE):
+        with suppress(OSError):
+            return min(since, max(0.0, time.time() - Path(shared).stat().st_mtime))
+    return since
 
 
 def shown_address(address: str) -> str:

@@ -1,20 +1,26 @@
 """What a command tells while it works: numbers in one form, and lines about progress, on the error stream.
 
 A line comes only when nothing was said for `QUIET` seconds, so that short jobs stay quiet. There are no
-control characters in it: pipes and logs of CI show it as it is.
+control characters in it: pipes and logs of CI show it as it is. Processes that work on one run share the time
+of their last line (`told_together`), so that the outer ones speak only where the inner ones do not.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
-from canal.core.errors import seconds_since_line, tell
+from canal.core.errors import LAST_LINE, seconds_since_line, tell
 
 QUIET = 1.5
 """Seconds without a line after which a command says what it does."""
+
+AROUND = 0.2
+"""Seconds that a process waits longer than one that it has started, which knows better what is done."""
 
 _LINES = 60
 
@@ -104,17 +110,25 @@ class _Activity:
     told: bool = False
     cells: _Cells | None = None
 
+    def now(self, what: str) -> None:
+        """Do something else from now on."""
+        self.what, self.began, self.told, self.cells = what, time.monotonic(), False, None
+
 
 class _Watch:
     """What is being done, the innermost last, and the thread that tells it when it lasts."""
 
     def __init__(self) -> None:
         self.is_on = False
+        self.later = 0.0
+        self._pid = os.getpid()
         self.activities: list[_Activity] = []
         self._thread: threading.Thread | None = None
 
     def begin(self, what: str) -> _Activity:
         """Add what is being done now; the thread starts with the first."""
+        if self._pid != os.getpid():  # a fork does nothing of what its parent does
+            self._pid, self.activities = os.getpid(), []
         activity = _Activity(what)
         self.activities.append(activity)
         if self.is_on and (self._thread is None or not self._thread.is_alive()):
@@ -133,11 +147,12 @@ class _Watch:
 
     def look(self) -> None:
         """Tell what is being done if nothing was told for a while, the longer it lasts the longer."""
-        current = self.activities[-1] if self.activities else None
-        if current is None or not current.what:
+        activities = self.activities
+        if not activities or not all(one.what for one in activities):
             return
+        current = activities[-1]
         lasted = time.monotonic() - current.began
-        if seconds_since_line() < _patience(lasted):
+        if seconds_since_line() < _patience(lasted) + self.later:
             return
         if current.cells is not None and current.cells.done < current.cells.total:
             tell(current.cells.line())
@@ -155,20 +170,36 @@ def _patience(lasted: float) -> float:
 _WATCH = _Watch()
 
 
-def watch() -> None:
-    """From now on tell what lasts. The command line calls it once; who imports canal is told nothing."""
-    _WATCH.is_on = True
+def watch(later: float = 0.0) -> None:
+    """From now on tell what lasts, ``later`` seconds after other processes of this run would have.
+
+    Commands and steps of the pipeline call it; who imports canal is told nothing.
+    """
+    _WATCH.is_on, _WATCH.later = True, later
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
+def told_together(mark: Path) -> Iterator[None]:
+    """Let the processes that are started within a block share the time of their last line: that of a file."""
+    mark.parent.mkdir(exist_ok=True)
+    mark.touch()
+    os.environ[LAST_LINE] = str(mark.resolve())
+    try:
+        yield
+    finally:
+        del os.environ[LAST_LINE]
+
+
+@contextmanager
+def doing(what: str) -> Iterator[Callable[[str], None]]:
     """Declare what is being done within a block, such as "checking version 3"; it is told when it lasts.
 
-    An empty text keeps still, for a block that shows its own progress.
+    Yields a function that says what is done from now on. With an empty text nothing within the block is
+    told: it shows its own progress.
     """
     activity = _WATCH.begin(what)
     try:
-        yield
+        yield activity.now
     finally:
         _WATCH.end(activity)
 
@@ -204,6 +235,24 @@ def by_cells(
             notice(cells.line())
 
     return on_cells
+
+
+@contextmanager
+def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Declare that something is done with ``total`` cells, such as "epoch 2: trained on".
+
+    Yields a function that counts cells that are done. Lines tell them, cells a second and the time left.
+    """
+    with doing(what):
+        on_cells, done = by_cells(lambda _: None, what=what), 0
+        on_cells(0, total)
+
+        def count_more(n: int) -> None:
+            nonlocal done
+            done += n
+            on_cells(done, total)
+
+        yield count_more
 
 
 def advance(n: int) -> None:

@@ -115,10 +115,10 @@ def published(store: Store, model: str, key: str) -> Version | None:
     return None
 
 
-@doing("registering the version in MLflow")
 def publish(store: Store, what: Publication) -> Version:
     """Store the files of a version, register it and return it; the caller holds the registry's lock."""
-    with scratch_folder("version") as scratch:
+    stage = read_key(what.folder)["stage"]
+    with doing(f"registering a version of {stage} in MLflow"), scratch_folder("version") as scratch:
         bundle = scratch / "version"
         with store.translated_errors():
             experiment = store.client.get_experiment(store.experiment_id)
@@ -126,7 +126,7 @@ def publish(store: Store, what: Publication) -> Version:
                 store.client.set_experiment_tag(store.experiment_id, name, KIND[name])
             made = store.client.create_logged_model(
                 experiment_id=store.experiment_id,
-                name=read_key(what.folder)["stage"],
+                name=stage,
                 source_run_id=what.run_id,
                 model_type="canal",
             )
