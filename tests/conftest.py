@@ -116,6 +116,7 @@ def isolated_home(homes):
             patch.setenv(name, str(home / name.lower()))
         for name in _STORES:
             patch.delenv(name, raising=False)
+        patch.setattr("canal.core.progress._WATCH.is_on", False)  # steps that tests run here turn it on
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         patch.setenv("DVC_NO_ANALYTICS", "true")
         yield home

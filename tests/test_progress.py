@@ -46,7 +46,7 @@ def test_the_first_cells_are_told_soon_and_a_long_job_tells_ever_less_often():
         (1.6, 320),
         (2, 400),
         (600, 12_000),
-        (605, 12_100),
+        (601, 12_020),
         (612, 12_240),
     ):
         tell(done, 100_000)

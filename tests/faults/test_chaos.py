@@ -45,6 +45,7 @@ def reported(line, scratch, *killed):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.chaos
 def test_the_registry_stays_whole(learned, tmp_path):
     report = reported(learned[0], tmp_path)
     assert report["promote"]["killed"] == 2

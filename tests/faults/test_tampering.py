@@ -13,6 +13,7 @@ def whole(count, tried):
     assert count.tried == count.found == count.named >= tried
 
 
+@pytest.mark.chaos
 def test_flipped_bytes_and_changed_cells_are_named(learned, tmp_path):
     line = copied(learned[0], tmp_path / "project")
     whole(flip_files(line.project(), 10, seed=1), 10)

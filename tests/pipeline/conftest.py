@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from canal.app.project import Project
 from canal.cli import app
+from canal.registry.audit import full_audit
 from tests.support.cells import make_adata, make_document, source_of, write_adata
 from tests.support.outputs import complaints, words_of
 from tests.support.warm import REPOSITORY, warmly
@@ -66,6 +67,7 @@ class Line:
         assert done.exit_code == 0, f"{arguments}:\n{done.output}{done.exception!r}"
         if "--json" in arguments:
             assert complaints(words_of(arguments), json.loads(done.stdout)) == []
+            return done.stdout
         return done.output
 
     def lose(self, *outs: str) -> None:
@@ -177,6 +179,13 @@ def line(learned, tmp_path_factory) -> Line:
     """Give a copy of the learned project, as it was when it had just been learned."""
     original, _ = learned
     return copied(original, tmp_path_factory.mktemp("copy") / "project")
+
+
+@pytest.fixture
+def unopened(monkeypatch):
+    """Leave the child process out that opens each version: what it finds is tried in test_opening.py."""
+    monkeypatch.setattr(full_audit.Opening, "start", lambda self: self)
+    monkeypatch.setattr(full_audit.Opening, "report", lambda self, log: None)
 
 
 def copied(original: Line, root: Path) -> Line:

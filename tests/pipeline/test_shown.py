@@ -50,7 +50,7 @@ def test_every_listed_field_can_be_changed_and_none_beside_them(project, every):
 
 
 @pytest.mark.parametrize("field", sorted(listed()), ids=".".join)
-def test_a_changed_field_is_named(project, every, field):
+def test_a_changed_field_is_named(project, every, field, unopened):
     """Some of them turned what is served to another model, and everything held."""
     change = every[field]
     with changed(project.layout.database, change):

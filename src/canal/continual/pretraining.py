@@ -21,7 +21,7 @@ from canal.config.sections import Backbone as BackboneSettings
 from canal.continual.fit import Epoch, Fit, Hooks, generator, groups_of, sum_gradients
 from canal.core.digests import json_digest
 from canal.core.errors import DataError, TrainingError
-from canal.core.progress import counted
+from canal.core.progress import counted, doing
 from canal.data.expression import MASK_TOKEN, tokenize
 from canal.model.backbone import Backbone, Performer, new_performer
 from canal.model.compute import in_threads, precision
@@ -183,7 +183,7 @@ def _train(task: _MaskedTask, corpus: Corpus, settings: BackboneSettings, seed: 
                     loss, weight = loss + n * value, weight + n
                 count(len(rows))
         record: Epoch = {"epoch": number, "loss": loss / max(weight, 1)}
-        with torch.no_grad():
+        with torch.no_grad(), doing(f"epoch {number}: predicting masked genes of held-out cells"):
             losses_of = in_threads(
                 lambda own: float(_loss(task, held_out, held_out_mask, own)), held_out_groups
             )

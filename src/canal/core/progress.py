@@ -22,7 +22,8 @@ QUIET = 1.5
 AROUND = 0.2
 """Seconds that a process waits longer than one that it has started, which knows better what is done."""
 
-_LINES = 60
+_LINES = 300
+"""Lines of a job that lasts very long, at most: they come less often from the eighth minute on."""
 
 Item = TypeVar("Item")
 OnCells = Callable[[int, int], None]
@@ -163,7 +164,7 @@ class _Watch:
 
 
 def _patience(lasted: float) -> float:
-    """Return the seconds between two lines of a job: more only after minutes, for the sake of its log."""
+    """Return the seconds between two lines of a job: more only where it lasts, for the sake of its log."""
     return max(QUIET, lasted / _LINES)
 
 
