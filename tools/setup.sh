@@ -53,7 +53,7 @@ log=$venv/setup.log
 tell_progress() {
   local package=""
   while sleep 2; do
-    package=$(sed -nE 's/^ *(Collecting|Downloading|Building wheel for|Installing collected packages:?) ([^ ,;(]+).*/\1 \2/p' "$log" 2>/dev/null | tail -n 1)
+    package=$(sed -nE 's/^ *(Collecting|Downloading|Using cached|Building wheel for|Installing collected packages)[: ]+([A-Za-z0-9._-]+).*/\1 \2/p' "$log" 2>/dev/null | tail -n 1 | sed -E 's/-[0-9].*//; s/collected packages .*/packages/')
     echo "setup: ${package:-starting pip} ($((SECONDS - began)) s so far)"
   done
 }

@@ -103,7 +103,8 @@ def project_step(
         with doing(""):  # the entry point tells what it does
             start_entry_point(project.store, project.config, entry_point, stage)
         return
-    with doing(f"step {entry_point} of {stage}"):
+    step = entry_point if entry_point == "pretrain" else f"{entry_point}@{stage}"  # as DVC names it
+    with doing(f"step {step}"):
         _learn_as(run_id, project, entry_point, stage, learn)
 
 
