@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from shutil import which
+from typing import get_args
 
 import click
 import pytest
@@ -27,16 +28,21 @@ from canal.app.creating import (
     used_canal,
     write_text,
 )
+from canal.app.declaring import free_name, propose_stage
 from canal.app.planning import not_fetched, plan, uncommitted
 from canal.app.project import Project
 from canal.app.upgrading import upgrade
 from canal.cli import app
-from canal.config.yaml_file import load_config
+from canal.config.sections import Values
+from canal.config.yaml_file import load_config, with_stage
 from canal.core import __version__
 from canal.core.errors import ConfigError, GateError
 from canal.core.files import read_json
 from tests.support.cells import make_adata, source_of, write_adata
 from tests.support.warm import REPOSITORY, environment
+
+STAGED = {"path": "x.h5ad", "sha256": "0" * 64, "label": "cell_type", "values": "counts", "layer": "X"}
+"""What params.yaml says of a stage's file, which need not be there to be looked at."""
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +171,7 @@ def test_a_file_begins_the_lineage_with_what_its_cells_ask_for(tmp_path):
     """Its gate needs no panel, which the first stage is still to choose."""
     path = cells(tmp_path / "Blood Cells.h5ad")
     root = tmp_path / "lineage"
-    words = ("--values", "counts", "--batch", "batch")
+    words = ("--values", "counts", "--batch", "batch", "--min-genes", "150")
     said = canal("init", root, "--first", path, *words, "--method", "combined")
     assert "passed: 0 errors" in said
     config = load_config(root / "params.yaml")
@@ -173,6 +179,7 @@ def test_a_file_begins_the_lineage_with_what_its_cells_ask_for(tmp_path):
     assert config.stages["blood-cells"].parent == "backbone"
     assert config.continual.method == "combined"
     assert config.sources["blood-cells"].path == str(path)
+    assert config.min_genes("blood-cells") == 150
     assert git(root, "status", "--porcelain") == ""
     assert "stage add NAME" not in (root / "README.md").read_text().partition("## Label")[0]
 
@@ -215,6 +222,7 @@ def test_an_empty_folder_is_filled_and_any_other_is_refused(tmp_path):
     [
         (("--label", "x"), "--label: of which file"),
         (("--map", "x.csv", "--values", "counts"), "--map, --values: of which file"),
+        (("--min-genes", "0"), "--min-genes: of which file"),
         (("--first", "no.h5ad"), "--values, the units of no.h5ad, is missing"),
         (("--first", "no.h5ad", "--values", "counts"), "no.h5ad not found"),
         (("--first", "no.h5ad", "--values", "counts", "--demo"), "give one of the two"),
@@ -223,6 +231,60 @@ def test_an_empty_folder_is_filled_and_any_other_is_refused(tmp_path):
 def test_words_that_do_not_fit_are_refused_before_anything_is_made(tmp_path, words, message):
     assert message in canal("init", tmp_path / "lineage", *words, expect=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_typo_in_an_option_is_told_of_the_option(project, tmp_path):
+    """The answer was "params.yaml has 1 problem", in a file that the user had not seen yet."""
+    path = cells(tmp_path / "cells.h5ad")
+    said = canal("init", tmp_path / "lineage", "--first", path, "--values", "count", expect=2)
+    assert "'--values'" in said
+    assert all(one in said for one in get_args(Values))
+    declared = ("--file", path, "--values", "counts", "--root", project)
+    for words, message in (
+        (("donors", *declared, "--parent", "backbon"), "--parent: 'backbon' is no stage above this one"),
+        (("Donors", *declared), "the stage's name: 'Donors' is not a name: use 1-64 of"),
+        (("donors", *declared, "--grow", "5"), "--grow: the first stage chooses the whole panel"),
+    ):
+        refused = canal("stage", "add", *words, expect=1)
+        assert message in refused
+        assert "params.yaml" not in refused
+    with pytest.raises(
+        ConfigError, match=r"^--values: expected 'counts', .*, found 'count'; did you mean 'cou"
+    ):
+        propose_stage("a", first(path).source | {"values": "count"}, None, project)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("lung.h5ad", "lung"),
+        ("Lung (donor 3).h5ad", "lung-donor-3"),
+        ("x.h5ad", "x-2"),
+        ("細胞.h5ad", "file"),
+    ],
+)
+def test_a_judged_file_is_called_by_its_name(project, file, name):
+    """Not "new-1", which nobody had named."""
+    path = project / "params.yaml"
+    path.write_text(with_stage(path.read_text(), "x", STAGED, None))
+    assert free_name(Path(file), project) == name
+
+
+def test_a_status_beside_a_run_says_so_and_asks_for_nothing_that_the_run_does(project):
+    path = project / "params.yaml"
+    path.write_text(with_stage(path.read_text(), "x", STAGED, None))
+    before = canal("status", "--root", project)
+    assert "asks for what is not learned: backbone" in before
+    assert "git commit" in before
+    assert not (project / ".canal" / "locks" / "run.lock").exists()  # looking makes no file
+    with planning.run_lock(project, patience_s=0):
+        said = canal("status", "--root", project)
+        document = json.loads(canal("status", "--json", "--root", project))
+    assert "at work in this folder" in said
+    assert "asks for what is not learned" not in said
+    assert "git commit" not in said
+    assert document["running"]
+    assert canal("status", "--root", project) == before
 
 
 def test_without_a_name_git_keeps_the_files_uncommitted_and_it_is_said(tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
 """What a terminal is shown, whatever stands in names and whatever it can show."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from canal.core.errors import LONGEST, CanalError, DataError, visible
+from canal.core.errors import LONGEST, CanalError, DataError, did_you_mean, visible
 
 ROOT = Path(__file__).parents[1]
 SPEAK = """
@@ -77,3 +78,32 @@ def test_of_a_long_message_the_middle_is_left_out():
     assert "characters more" in said
     assert said.endswith("xxx: convert them")
     assert str(CanalError("x" * LONGEST)) == "x" * LONGEST
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "meant"),
+    [
+        ("lnug", ["lung", "tumour"], "; did you mean 'lung'?"),
+        ("cell_typ", ["cell_type", "batch"], "; did you mean 'cell_type'?"),
+        ("Champion", ["candidate", "champion"], "; did you mean 'champion'?"),
+        ("x", ["lung", "tumour"], ""),
+        ("lung", [], ""),
+    ],
+)
+def test_a_refused_name_is_answered_with_the_one_that_is_close(wanted, names, meant):
+    assert did_you_mean(wanted, names) == meant
+
+
+def test_every_refusal_that_lists_the_names_there_are_suggests_the_close_one():
+    """By `did_you_mean`, near by: a new refusal of a name is not forgotten."""
+    listing = re.compile(r"no (stage|source|version|model|stream|schema|role|rule|matrix|column|option)s? \{")
+    lacking, suggesting = [], 0
+    for path in sorted((ROOT / "src" / "canal").rglob("*.py")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines):
+            near = "\n".join(lines[max(0, number - 4) : number + 5])
+            if listing.search(line) and ("there are {" in near or "it has {" in near):
+                suggesting += "did_you_mean" in near
+                lacking += [] if "did_you_mean" in near else [f"{path.name}:{number + 1}: {line.strip()}"]
+    assert lacking == []
+    assert suggesting > 15

@@ -10,6 +10,7 @@ from canal.app.learning import watch_training
 from canal.app.pipeline import argument, run
 from canal.config.layout import Layout
 from canal.core.errors import ConfigError
+from canal.tuning.document import trial_documents
 from canal.tuning.study import Study
 from tests.support.cells import make_config
 from tests.support.studies import FakeLearner, fails_on, make_plan
@@ -49,13 +50,18 @@ def test_each_trial_is_told_once_with_the_best_so_far_and_logged(tmp_path, capsy
         study.work(learner, watch_training)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 6
-    assert lines[0].startswith("second: trial 1 of at most 6, λ 0.1, L 40: accuracy ")
+    assert lines[0].startswith("second: trial 0, λ 0.1, L 40: accuracy ")
+    assert [f"; {n} of at most 6 done; best" in line for n, line in enumerate(lines, 1)] == [True] * 6
+    named = [int(line.split("trial ")[1].split(",")[0]) for line in lines]
+    assert named == [
+        one["number"] for one in trial_documents(study).values()
+    ]  # as `canal tune show` names them
     assert all("; best 0." in line and "(λ " in line for line in lines)
     assert any("failed: the loss became nan" in line for line in lines)
     assert logged == [0, 1, 2, 3, 4, 5, 6, 6]
     with watch_trials(study) as watch_training:
         study.work(learner, watch_training)
-    assert "trial 6 of at most 6" in capsys.readouterr().err
+    assert "second: trial 5, " in capsys.readouterr().err
 
 
 def test_a_stage_that_params_do_not_have_is_named_with_those_they_have(monkeypatch):

@@ -21,8 +21,11 @@ from canal.registry.promotion.policy import (
     judge,
     mean_interval,
     override,
+    power_text,
     share_interval,
 )
+from canal.report.registry_tables import rulings_table
+from tests.report.test_terminal import rendered
 
 SAMPLING = Sampling(0.95, 500, 0)
 
@@ -145,11 +148,29 @@ def test_more_cells_see_more_and_a_greater_loss_is_seen_sooner():
 
 def test_what_so_many_cells_could_show_is_said_in_words():
     notes = {one.rule: one.note for one in judge(Policy(), evidence())}
-    asked = "could see a loss of 5 points with probability 0.8"
-    assert notes["retention:first"].endswith(f"; {asked}: yes (0.94)")
-    assert notes["retention:first/B"].endswith(f"; {asked}: no (0.08)")
+    assert notes["retention:first"].endswith("; power 0.94")
+    assert notes["retention:first/B"].endswith("; power 0.08, too low")
     kept = [one for one in judge(Policy(power=0.05), evidence()) if one.rule.startswith("retention:")]
-    assert all(one.note.endswith("0.05: yes (0.94)") or "yes (0.08)" in one.note for one in kept)
+    assert all(one.note.endswith(("power 0.94", "power 0.08")) for one in kept)
+
+
+def test_what_power_means_is_said_once_below_the_table():
+    """It stood in every row, and the table was hardly anything else."""
+    rulings = judge(Policy(), evidence())
+    assert sum("power" in one.note for one in rulings) >= 2
+    judgement = {
+        "version": 2,
+        "stage": "second",
+        "champion": 1,
+        "compared_with": {"version": 1, "stage": "first"},
+        "rulings": [one.to_json() for one in rulings],
+        "power": power_text(Policy()),
+    }
+    lines = rendered(rulings_table(judgement), 300)
+    assert lines.count("would show a loss of 5 points; below 0.8 (too low)") == 1
+    assert lines.rstrip().splitlines()[-1].startswith("power: the probability that so many test cells")
+    del judgement["power"]
+    assert "the probability" not in rendered(rulings_table(judgement), 300)
 
 
 def test_the_first_stage_has_nothing_to_be_compared_with_and_says_so():

@@ -178,6 +178,18 @@ def test_what_was_overridden_and_who_retired_it_is_shown_for_ever():
     assert "the ledger does not say by whom" in " ".join(rendered(version_panel(unknown), 200).split())
 
 
+def test_what_was_too_little_to_judge_is_not_called_a_failure():
+    overrides = ["ece", "retention:first/B", "retention:first/NK"]
+    row = make_versions()[0] | {"overrides": overrides, "not_judged": overrides[1:]}
+    shown = " ".join(rendered(versions_table([row]), 200).split())
+    assert "promoted despite ece; promoted with too few cells to judge: retention:first/B, reten" in shown
+    few = rendered(versions_table([row | {"overrides": overrides[1:]}]), 200)
+    assert "despite" not in few
+    many = [f"retention:first/{n}" for n in range(9)]
+    shown = rendered(versions_table([row | {"overrides": many, "not_judged": many}]), 250)
+    assert " and 5 more" in " ".join(shown.split())
+
+
 def test_a_name_cannot_steer_the_terminal():
     (version,) = make_versions()[:1]
     assert "\x1b" not in rendered(versions_table([{**version, "stage": "a\x1b[2Jb\u202e"}]))

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix, identity, triu
 from canal.annotation.columns import CELL_TYPE, MIXED, SHARE, VOTE
 from canal.annotation.query import IN_MEMORY
 from canal.annotation.reading import reading_for
-from canal.core.errors import DataError
+from canal.core.errors import DataError, did_you_mean
 from canal.core.packages import require
 from canal.core.progress import OnCells, by_cells, doing
 from canal.io.arrays import listed, strings
@@ -153,7 +153,7 @@ def _column(name: str, vote: str, columns: Mapping[str, Any], n_cells: int) -> n
     if column not in columns:
         raise DataError(
             f"{name}: obs has no column {column!r} (--vote); it has {listed(list(columns))}; --vote "
-            f"{LOUVAIN} computes clusters from the model's representation"
+            f"{LOUVAIN} computes clusters from the model's representation{did_you_mean(column, columns)}"
         )
     return strings(columns[column]().to_numpy(dtype=object))
 

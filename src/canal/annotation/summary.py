@@ -124,7 +124,7 @@ def summarise(
             lost_weight_warning(lost) if lost else "",
             mouse_warning(reading.renamed),
             ambiguity_warning(reading.renamed),
-            shift_warning(study),
+            shift_warning(study, ordered.get(UNASSIGNED, 0) / max(1, len(table))),
         )
         if text
     ]
@@ -150,7 +150,7 @@ def summarise(
 
 # What to expect of labels: cells of known types left Unassigned, and types that lose most with missing genes.
 
-_MOST_LIKE = 0.5
+MOST_LIKE = 0.5
 """Below this share of cells that resemble the learned studies, a warning says that the file is shifted."""
 
 
@@ -192,16 +192,27 @@ class Likeness:
         }
 
 
-def shift_warning(study: Mapping[str, Any]) -> str:
-    """Return a warning where most cells differ from those of the learned studies, else ``""``."""
-    if not study or study["like_learned"] >= _MOST_LIKE:
+def shift_warning(study: Mapping[str, Any], unassigned: float) -> str:
+    """Return a warning where most cells differ from those of the learned studies, else ``""``.
+
+    ``unassigned`` is the share of the file's cells that are so. Where it is beyond all that happened to a
+    learned study when it was left out, such a figure foretells nothing here, and none is given.
+    """
+    if not study or study["like_learned"] >= MOST_LIKE:
         return ""
-    expected = study["known_unassigned"]
+    expected, elsewhere = study["known_unassigned"], 1 - study["like_learned"]
+    shifted = f"{elsewhere:.0%} of the cells lie outside of the studies that were learned: "
+    if unassigned > expected["highest"]:
+        return (
+            f"{shifted}{unassigned:.0%} of the cells are {UNASSIGNED}, more than known types alone explain. "
+            "Either the model does not know these cells (another tissue), or the whole file is shifted "
+            "(another platform, units, missing genes); if it is your tissue, learn a part of it with `canal "
+            "stage add`"
+        )
     return (
-        f"{1 - study['like_learned']:.0%} of the cells lie outside of the studies that were learned: the "
-        f"whole file is shifted, and of cells of known types some {expected['usual']:.0%} may be Unassigned "
-        f"({expected['lowest']:.0%} to {expected['highest']:.0%}, as learned studies were when they were "
-        "left out); learn a part of it with `canal stage add`"
+        f"{shifted}the whole file is shifted, and of cells of known types some {expected['usual']:.0%} may "
+        f"be {UNASSIGNED} ({expected['lowest']:.0%} to {expected['highest']:.0%}, as learned studies were "
+        "when they were left out); learn a part of it with `canal stage add`"
     )
 
 

@@ -226,9 +226,9 @@ def watch_trials(
             bar.update(task, completed=len(trials), description=f"{stage}: tuning{_best(study)}")
             for number, trial in trials.items():
                 if number not in reported and not console.is_terminal:
-                    what = f"trial {trial['number'] + 1} of at most {tuning.n_trials}"
-                    settings = _settings(trial["settings"])
-                    tell(f"{stage}: {what}, {settings}: {_outcome(trial)}{_best(study)}")
+                    done = f"{len(reported) + 1} of at most {tuning.n_trials} done"
+                    what = f"trial {trial['number']}, {_settings(trial['settings'])}: {_outcome(trial)}"
+                    tell(f"{stage}: {what}; {done}{_best(study)}")
                 reported.add(number)
 
         on_trial()

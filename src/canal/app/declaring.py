@@ -15,11 +15,12 @@ import numpy as np
 from canal.annotation.harmonise import LabelMap, is_map_sheet, read_map_sheet
 from canal.app.project import Project
 from canal.config.branches import with_branch
+from canal.config.layout import name_from
 from canal.config.params import Tuning
-from canal.config.sections import BACKBONE, NAME_PATTERN, Continual
+from canal.config.sections import BACKBONE, Continual
 from canal.config.yaml_file import parse, save, with_stage
 from canal.core.digests import file_digest
-from canal.core.errors import ConfigError, GateError, SourceError, TrainingError
+from canal.core.errors import ConfigError, GateError, SourceError, TrainingError, did_you_mean
 from canal.core.progress import doing
 from canal.data.prepare import PrepareSettings
 from canal.data.prepared import PreparedCells
@@ -50,7 +51,8 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict
     config = project.config
     stage = stage or config.last_stage
     if stage not in config.stages:
-        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages) or 'none'}")
+        near = did_you_mean(stage, config.stages)
+        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages) or 'none'}{near}")
     source = config.stages[stage].source
     settings = PrepareSettings(config.min_genes(source), config.prepare.chunk_cells)
     subject = replace(project.candidate(stage), raw=file)
@@ -58,11 +60,11 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict
 
 
 def free_name(file: Path, root: Path | None = None) -> str:
-    """Return a name for a stage that params.yaml does not have: the file's own, where that is a name."""
+    """Return a name for a stage that params.yaml does not have, after the file's; a taken one is numbered."""
     config = Project.open(root).config
     taken = {*config.stages, *config.sources, BACKBONE}
-    name = file.stem.casefold().replace(" ", "-").replace(".", "-")
-    candidates = chain([name] if NAME_PATTERN.fullmatch(name) else [], (f"new-{i}" for i in count(1)))
+    name = name_from(file.stem, "file")
+    candidates = chain([name], (f"{name[:60]}-{i}" for i in count(2)))
     return next(one for one in candidates if one not in taken)
 
 
@@ -351,7 +353,8 @@ def tuning_of(project: Project, stage: str) -> Tuning:
     """
     config = project.config
     if stage not in config.stages:
-        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages) or 'none'}")
+        near = did_you_mean(stage, config.stages)
+        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages) or 'none'}{near}")
     tuning = config.study(stage)
     if tuning is None:
         settings = config.learning(stage)

@@ -264,11 +264,27 @@ def require_mergeable(root: Path) -> None:
             check_merged(path.read_bytes(), path.name)
 
 
+def _lock_file(root: Path) -> Path:
+    return Layout(root).private / "locks" / "run.lock"
+
+
 def run_lock(root: Path, patience_s: float) -> FileLock:
     """Return the lock of `dvc` in a folder: a run holds it, and `canal plan` while it asks DVC."""
-    path = Layout(root).private / "locks" / "run.lock"
+    path = _lock_file(root)
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path, timeout=patience_s)
+
+
+def run_at_work(root: Path) -> bool:
+    """Whether a `canal run` is at work in a folder; nothing is written, and a free lock is left free."""
+    path = _lock_file(root)
+    if not path.is_file():
+        return False
+    try:
+        with run_lock(root, patience_s=0):
+            return False
+    except Timeout:
+        return True
 
 
 @doing("asking DVC which steps have changed")

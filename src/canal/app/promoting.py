@@ -22,7 +22,7 @@ from canal.registry.ledger.mirror import refuse_behind
 from canal.registry.promotion import promotion
 from canal.registry.promotion.merging import Merging, finish_merge, merged, other_side, resolved_side
 from canal.registry.promotion.moves import ledger_of, moving, recover
-from canal.registry.promotion.policy import Ruling, blocking_rulings, judge, override
+from canal.registry.promotion.policy import Ruling, blocking_rulings, judge, override, power_text
 from canal.registry.promotion.promotion import Decision as Decision
 from canal.registry.provenance.diff import difference
 from canal.registry.store.database import Version
@@ -43,6 +43,8 @@ class Judgement:
         The version that it was compared with: the champion, or its parent where none serves yet.
     too_few : str
         Why stages and types with too few test cells were let pass; empty where they were not.
+    power : str
+        What the power in a ruling's note means, in words; empty where no ruling has one.
     """
 
     version: Version
@@ -50,6 +52,7 @@ class Judgement:
     rulings: Sequence[Ruling]
     compared: Version | None = None
     too_few: str = ""
+    power: str = ""
 
     @property
     def passed(self) -> bool:
@@ -65,6 +68,7 @@ class Judgement:
             "champion": self.champion.number if self.champion else None,
             "compared_with": other,
             "rulings": [ruling.to_json() for ruling in self.rulings],
+            **({"power": self.power} if self.power else {}),
         }
 
 
@@ -102,7 +106,8 @@ def judge_version(
     other = champion or parent_of(project, version)
     evidence, _ = gather_evidence(project, version, other)
     rulings = override(judge(project.config.policy, evidence), overrides, too_few=bool(too_few))
-    return Judgement(version, champion, rulings, other, too_few)
+    power = power_text(project.config.policy) if any("power " in one.note for one in rulings) else ""
+    return Judgement(version, champion, rulings, other, too_few, power)
 
 
 def promote(project: Project, judgement: Judgement, decision: Decision) -> Entry:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from canal.app.project import Project
-from canal.core.errors import CanalError, RegistryError
+from canal.core.errors import CanalError, RegistryError, did_you_mean
 from canal.core.files import read_json, scratch_folder
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
@@ -163,7 +163,9 @@ def _predict_file(
     """Return the predictions of several versions for the cells of a labelled file."""
     name = stage or project.config.last_stage
     if name not in project.config.stages:
-        raise RegistryError(f"no stage {name!r} in params.yaml; there are {', '.join(project.config.stages)}")
+        known = project.config.stages
+        near = did_you_mean(name, known)
+        raise RegistryError(f"no stage {name!r} in params.yaml; there are {', '.join(known)}{near}")
     source = project.config.stages[name].source
     settings = PrepareSettings(project.config.min_genes(source), project.config.prepare.chunk_cells)
     with scratch_folder("compare") as scratch:

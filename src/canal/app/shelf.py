@@ -21,7 +21,7 @@ from filelock import FileLock
 from platformdirs import user_data_path
 
 from canal.core.digests import file_digest
-from canal.core.errors import CanalError, DataError, RegistryError
+from canal.core.errors import CanalError, DataError, RegistryError, did_you_mean
 from canal.core.files import new_folder, read_json, scratch_folder, write_json
 from canal.core.progress import doing
 from canal.data.split import SUMMED
@@ -122,7 +122,8 @@ def shelved(name: str) -> Shelved:
     """
     if not on_shelf(name):
         known = ", ".join(shelf_names()) or "none yet"
-        raise RegistryError(f"no model {name[:80]!r} on the shelf; there are {known}")
+        near = did_you_mean(name, shelf_names())
+        raise RegistryError(f"no model {name[:80]!r} on the shelf; there are {known}{near}")
     path = shelf_folder() / name / _ABOUT
     try:
         about = read_json(path)

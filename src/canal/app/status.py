@@ -14,7 +14,7 @@ from typing import Any
 
 from canal.annotation.columns import UNASSIGNED
 from canal.annotation.records import read_log
-from canal.app.planning import StagePlan, require_mergeable, stage_fates
+from canal.app.planning import StagePlan, require_mergeable, run_at_work, stage_fates
 from canal.app.project import Project
 from canal.app.running import changed_files
 from canal.app.versions import decisions
@@ -60,7 +60,8 @@ def status(project: Project) -> Document:
 
     Its entries: ``project`` and ``registry`` (where they are), ``serving`` and ``candidate`` (a version each,
     or None), ``stages`` (what a run would do with each), ``labelled`` (files since the newest version),
-    ``uncommitted`` (files), ``needs`` (what needs a person, each with a command).
+    ``uncommitted`` (files), ``running`` (whether a `canal run` is at work: what it learns and writes needs
+    nobody then), ``needs`` (what needs a person, each with a command).
 
     Raises
     ------
@@ -77,12 +78,13 @@ def status(project: Project) -> Document:
     fates = [] if _registry_gone(project) else stage_fates(project)
     code = uncommitted_files(root)
     changed = list(dict.fromkeys([*(code or ()), *changed_files(root)]))
+    running = run_at_work(root)
     needs = [
         *unread,
         *_unsettled(project),
         *([] if waiting is None else _to_promote(project, waiting)),
         *_failed_hooks(project),
-        *_to_do(project, fates, changed, code is None),
+        *_to_do(project, fates, changed, code is None, running),
     ]
     return {
         "project": str(root),
@@ -94,6 +96,7 @@ def status(project: Project) -> Document:
         ],
         "labelled": _labelled(project, versions),
         "uncommitted": changed,
+        "running": running,
         "needs": [asdict(one) for one in needs],
     }
 
@@ -205,10 +208,13 @@ def _failed_hooks(project: Project) -> Iterator[Need]:
 
 
 def _to_do(
-    project: Project, fates: Sequence[StagePlan], changed: Sequence[str], no_git: bool
+    project: Project, fates: Sequence[StagePlan], changed: Sequence[str], no_git: bool, running: bool
 ) -> Iterator[Need]:
-    """Yield stages to learn, warnings of the gate, entries to sign, and files to commit."""
-    if names := [one.stage for one in fates if one.fate == "learn"]:
+    """Yield stages to learn, warnings of the gate, entries to sign, and files to commit.
+
+    While a run is at work, it is learning the stages, and the files that it writes are not whole yet.
+    """
+    if (names := [one.stage for one in fates if one.fate == "learn"]) and not running:
         yield Need(f"params.yaml asks for what is not learned: {', '.join(names)}", "canal run")
     for one in fates:
         if one.fate == "refuse":
@@ -224,6 +230,6 @@ def _to_do(
         yield Need(f"entries of the ledger have to be signed by a key of {keyring}", "export CANAL_SIGN=FILE")
     if no_git:
         yield Need("the project is in no git repository with a commit", "git init && git add --all")
-    elif changed:
+    elif changed and not running:
         what = f"git does not hold {first_names(changed)} as it is here"
         yield Need(what, f"git add {' '.join(map(shlex.quote, changed))} && git commit")

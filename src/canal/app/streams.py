@@ -20,7 +20,7 @@ from canal.config.sections import (
 )
 from canal.config.stage_sections import Source
 from canal.config.yaml_file import dumped, parse, parse_yaml, round_trip, with_stage
-from canal.core.errors import ConfigError, SourceError
+from canal.core.errors import ConfigError, SourceError, did_you_mean
 from canal.io.arrays import EXAMPLES, listed
 
 _STREAMS = Path(__file__).parent / "templates" / "streams"
@@ -142,7 +142,8 @@ def find_stream(name: str, options: StreamOptions, root: Path) -> Stream:
     """
     known = _document(_STREAMS / f"{name}.yaml") if name in stream_names() else None
     if known is None:
-        raise ConfigError(f"no stream {name[:80]!r}; there are {', '.join(stream_names())}")
+        near = did_you_mean(name, stream_names())
+        raise ConfigError(f"no stream {name[:80]!r}; there are {', '.join(stream_names())}{near}")
     stages = {stage: known["stages"].get(stage) or {} for stage in options.order or known["stages"]}
     if not stages:
         raise ConfigError(
@@ -188,6 +189,7 @@ def _own_sources(path: Path | None, stages: Sequence[str]) -> dict[str, dict[str
         if stage not in stages:
             raise ConfigError(
                 f"{path}: {stage!r} is no data set of the stream; there are {', '.join(stages)}"
+                f"{did_you_mean(str(stage), stages)}"
             )
         if not isinstance(entry, dict) or (wrong := [one for one in entry if one not in _PER_SOURCE]):
             what = f"unknown key {wrong[0]!r}" if isinstance(entry, dict) else "no mapping"

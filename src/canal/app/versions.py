@@ -14,12 +14,13 @@ from typing import Any
 from canal.app.project import Project
 from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
-from canal.core.errors import CanalError, RegistryError
+from canal.core.errors import CanalError, RegistryError, did_you_mean
 from canal.core.files import new_folder, read_json
 from canal.core.progress import doing
 from canal.registry.ledger.joined import ledger_erased
 from canal.registry.ledger.ledger import Entry, Sign
 from canal.registry.ledger.mirror import user
+from canal.registry.ledger.rulings import overridden_failures
 from canal.registry.manifest.version_folder import (
     key_digest,
     method_view,
@@ -109,6 +110,7 @@ def output_schema(command: str) -> Document:
         known = ", ".join(sorted(document["commands"]))
         raise RegistryError(
             f"no schema {command[:80]!r}; there are key, record and those of commands: {known}"
+            f"{did_you_mean(command, document['commands'])}"
         )
     found, definitions = document["commands"][command], document["$defs"]
     used: Document = {}
@@ -188,8 +190,8 @@ def decisions(entries: Sequence[Entry], version: Version) -> Document:
     """Return the decisions about a version, oldest first, as a JSON document.
 
     ``served`` holds each promotion and rollback to the version, with the overridden rules; ``overrides`` all
-    rules that were ever overridden; ``retirement`` who retired it and why, or None; ``erasure`` who erased
-    its files. Entries are found by the
+    rules that were ever overridden, ``not_judged`` those of them that had too few test cells every time;
+    ``retirement`` who retired it and why, or None; ``erasure`` who erased its files. Entries are found by the
     version's key, since a rebuilt registry may give it another number.
     """
     mine = [
@@ -204,11 +206,14 @@ def decisions(entries: Sequence[Entry], version: Version) -> Document:
         for entry in mine
         if entry.kind in ("promote", "rollback")
     ]
+    overrides = {rule for one in served for rule in one["overrides"]}
+    failed = {rule for entry in mine for rule in overridden_failures(entry)}
     retired = [_decision(entry) for entry in mine if entry.kind == "retire"]
     erased = ledger_erased(entries).get((version.model, version.number))
     return {
         "served": served,
-        "overrides": sorted({rule for one in served for rule in one["overrides"]}),
+        "overrides": sorted(overrides),
+        "not_judged": sorted(overrides - failed),
         "retired": version.retired or bool(retired),
         "retirement": retired[-1] if retired else None,
         "erased": version.erased or erased is not None,

@@ -5,7 +5,7 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape, render
@@ -88,8 +88,11 @@ KeyFile = Annotated[
 ]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept on record.")]
 
-# How to read a labelled file: `stage add`, `stage map` and `validate`.
-FileValues = Annotated[str | None, typer.Option("--values", help="counts, log1p_10k or log2p_10k.")]
+# How to read a labelled file: `init`, `stage add`, `stage map` and `validate`.
+FileValues = Annotated[
+    Literal["counts", "log1p_10k", "log2p_10k"] | None,
+    typer.Option("--values", help="The units of the file's values."),
+]
 Label = Annotated[str | None, typer.Option(help="obs column with cell types; by default cell_type.")]
 LabelMap = Annotated[
     Path | None,

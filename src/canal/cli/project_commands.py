@@ -18,6 +18,7 @@ from canal.cli.parsing import (
     Label,
     LabelMap,
     Layer,
+    MinGenes,
     Root,
     declared_source,
     examples,
@@ -60,6 +61,7 @@ def init(
     layer: Layer = None,
     batch: Batch = None,
     gene_column: GeneColumn = None,
+    min_genes: MinGenes = None,
     method: Annotated[
         Method | None,
         typer.Option(
@@ -94,7 +96,7 @@ def init(
     """
     of_file: dict[str, Any] = {
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
-        "gene_column": gene_column,
+        "gene_column": gene_column, "min_genes": min_genes,
     }  # fmt: skip
     of_stream: dict[str, Any] = {"data": data, "order": order, "sources": sources, "held_out": held_out}
     _require_fitting(first, demo, stream, of_file, of_stream)
@@ -143,7 +145,7 @@ def _require_fitting(
         (of_file, first is None and stream is None, "of which file? --first FILE.h5ad names it"),
         (of_stream, stream is None, "of which stream? --stream NAME names it"),
     ):
-        if missing and (said := [name for name, value in given.items() if value]):
+        if missing and (said := [name for name, value in given.items() if value not in (None, [])]):
             options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
             raise ConfigError(f"{options}: {hint}")
     if (first or stream) and of_file["values"] is None:

@@ -29,7 +29,7 @@ from canal.config.sections import (
     Split,
 )
 from canal.config.stage_sections import Source, Stage, without_groups
-from canal.core.errors import ConfigError
+from canal.core.errors import ConfigError, did_you_mean
 
 Dimension = Literal["learning_rate", "label_smoothing", "max_epochs"]
 
@@ -253,13 +253,15 @@ def _check_references(config: Config) -> None:
         if name == BACKBONE:
             raise DanglingNameError(f"stages.{name}", "this name is reserved for the pretrained network")
         if stage.source not in config.sources:
-            raise DanglingNameError(f"stages.{name}.source", f"no source {stage.source!r}; there are {known}")
+            near = did_you_mean(stage.source, config.sources)
+            message = f"no source {stage.source!r}; there are {known}{near}"
+            raise DanglingNameError(f"stages.{name}.source", message)
         if stage.parent != BACKBONE and stage.parent not in seen:
             before = ", ".join(seen) or "none"
             raise DanglingNameError(
                 f"stages.{name}.parent",
                 f"{stage.parent!r} is no stage above this one (there are {before}); "
-                f"the first stage has parent: {BACKBONE}",
+                f"the first stage has parent: {BACKBONE}{did_you_mean(stage.parent, seen)}",
             )
         seen.append(name)
     _check_ontology(config)
@@ -278,7 +280,8 @@ def _check_references(config: Config) -> None:
         raise DanglingNameError(f"stages.{config.root_stage}.panel.grow", message)
     for extra in config.backbone.extra_stages:
         if extra not in config.stages:
-            raise DanglingNameError("backbone.extra_stages", f"no stage {extra!r}")
+            message = f"no stage {extra!r}{did_you_mean(extra, config.stages)}"
+            raise DanglingNameError("backbone.extra_stages", message)
     _check_unlabelled(config)
     for name in config.stages:
         merged = config.stages[name].merged
@@ -302,7 +305,8 @@ def _check_unlabelled(config: Config) -> None:
             raise DanglingNameError(f"sources.{source}.label", f"{message} (backbone.unlabelled needs none)")
     for name in config.backbone.unlabelled:
         if name not in config.sources:
-            raise DanglingNameError(path, f"no source {name!r}; there are {', '.join(config.sources)}")
+            near = did_you_mean(name, config.sources)
+            raise DanglingNameError(path, f"no source {name!r}; there are {', '.join(config.sources)}{near}")
         if name in learned:
             message = (
                 f"stage {learned[name]} learns from {name}: its training cells pre-train by extra_stages"

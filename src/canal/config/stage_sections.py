@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from canal.config.sections import DanglingNameError, Method, Name, Section, Values
+from canal.core.errors import did_you_mean
 
 OntologyId = Annotated[str, Field(pattern=r"^CL:[0-9]{7}$")]
 
@@ -206,7 +207,8 @@ def without_groups(document: Mapping[str, Any]) -> dict[str, Any]:
         for name in entries or ():
             if name not in stages:
                 known = ", ".join(map(str, stages)) or "none"
-                raise DanglingNameError(f"finetune.{group}.{name}", f"no stage {name!r}; there are {known}")
+                message = f"no stage {name!r}; there are {known}{did_you_mean(str(name), stages)}"
+                raise DanglingNameError(f"finetune.{group}.{name}", message)
             if group == "tuned" and isinstance(stages[name], Mapping):
                 stages[name] = {**stages[name], "tune": True}
     return {**plain, "stages": stages} if stages else plain

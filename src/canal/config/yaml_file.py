@@ -14,8 +14,9 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from canal.config.params import Config
 from canal.config.sections import BACKBONE, DanglingNameError
-from canal.core.errors import ConfigError, shown_address
+from canal.core.errors import ConfigError, did_you_mean, shown_address
 from canal.core.files import new_file
+from canal.core.progress import count
 
 _MARKS = ("<<<<<<< ", ">>>>>>> ")
 _ADDRESSES = ("url", "storage")
@@ -113,11 +114,42 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield f"{path}: missing"
         elif item["type"] == "value_error" and isinstance(item["ctx"]["error"], DanglingNameError):
             yield str(item["ctx"]["error"])
+        elif item["type"] == "literal_error":
+            found = str(item["input"])
+            near = did_you_mean(found, re.findall("'([^']+)'", item["ctx"]["expected"]))
+            yield f"{path}: expected {item['ctx']['expected']}, found {found[:80]!r}{near}"
         else:
             message = item["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
             value = shown_address(str(item["input"])) if path.endswith(_ADDRESSES) else str(item["input"])
             found = "" if item["type"] == "value_error" else f" (found {value[:80]!r})"
             yield f"{path}: {message}{found}"
+
+
+class InvalidParamsError(ConfigError):
+    """A params document breaks rules of the configuration: a line for each problem."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        self.problems = problems
+        lines = "\n  ".join(problems)
+        super().__init__(f"params.yaml has {count(len(problems), 'problem')}:\n  {lines}")
+
+    def about_stage(self, name: str) -> ConfigError:
+        """Return the error for a command that declares a stage: its user wrote options, no params.yaml."""
+        keys = (f"stages.{name}.panel.", f"sources.{name}.", f"stages.{name}.")
+        lines = []
+        for problem in self.problems:
+            key = next((one for one in keys if problem.startswith(one)), None)
+            if key is not None:
+                option, _, what = problem.removeprefix(key).partition(": ")
+                problem = f"--{_OPTIONS.get(option, option).replace('_', '-')}: {what}"
+            elif problem.startswith((f"sources.{name}: ", f"stages.{name}: ")):
+                problem = f"the stage's name: {problem.partition(': ')[2]}"
+            lines.append(problem)
+        return ConfigError("; ".join(dict.fromkeys(lines)))
+
+
+_OPTIONS = {"label_map": "map"}
+"""Options that are called otherwise than their key."""
 
 
 def parse_config(document: Mapping[str, Any]) -> Config:
@@ -131,8 +163,7 @@ def parse_config(document: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(_tuples(document))
     except ValidationError as error:
-        lines = list(_problems(error))
-        raise ConfigError(f"params.yaml has {len(lines)} problem(s):\n  " + "\n  ".join(lines)) from error
+        raise InvalidParamsError(tuple(_problems(error))) from error
 
 
 def _tuples(value: Any) -> Any:
@@ -193,7 +224,10 @@ def with_stage(
         panel = document.setdefault("panel", CommentedMap())
         panel["stage"] = name
         text = dumped(document)
-    parse(text)
+    try:
+        parse(text)
+    except InvalidParamsError as error:
+        raise error.about_stage(name) from error
     return text
 
 

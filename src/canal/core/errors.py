@@ -7,6 +7,8 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from collections.abc import Iterable
+from difflib import get_close_matches
 from urllib.parse import quote, quote_plus, unquote
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -92,6 +94,17 @@ class SigningError(RegistryError):
     """A key or a keyring cannot be used."""
 
 
+def did_you_mean(wanted: str, names: Iterable[str]) -> str:
+    """Return "; did you mean 'lung'?" where a name that is there is close to the wanted one, else ``""``.
+
+    It ends every refusal of a name: of a stage, source, version, type, column.
+    """
+    by_letters = {str(name).casefold(): str(name) for name in names}
+    near = get_close_matches(wanted.casefold(), by_letters, n=1, cutoff=_ALIKE)
+    return f"; did you mean {by_letters[near[0]]!r}?" if near else ""
+
+
+_ALIKE = 0.6
 _LAYOUT = "\n\t"
 _HIDDEN = "***"
 _IN_QUERY = re.compile(

@@ -25,6 +25,9 @@ AROUND = 0.2
 _LINES = 300
 """Lines of a job that lasts very long, at most: they come less often from the eighth minute on."""
 
+_SETTLED, _FORETELLS = 8.0, 0.02
+"""Seconds of work, or the share of the cells, from which on the rate foretells the time left."""
+
 Item = TypeVar("Item")
 OnCells = Callable[[int, int], None]
 """Called with (cells done, cells in all)."""
@@ -100,8 +103,13 @@ class _Cells:
         self.told = self.clock() - self.began
         done = min(self.done + self.within, self.total)
         rate = max(done - self.began_at, 1) / max(self.told, 1e-9)
-        left = f" ({rate:,.0f} cells/s, {span((self.total - done) / rate)} left)" if done < self.total else ""
-        return f"{self.what} {done:,} of {self.total:,} cells{left}"
+        left = f", {span((self.total - done) / rate)} left" if self._steady(done) else ""
+        pace = f" ({rate:,.0f} cells/s{left})" if done < self.total else ""
+        return f"{self.what} {done:,} of {self.total:,} cells{pace}"
+
+    def _steady(self, done: int) -> bool:
+        """Whether the rate so far foretells the rest: the first cells wait for files, threads and caches."""
+        return self.told >= _SETTLED or done - self.began_at >= _FORETELLS * (self.total - self.began_at)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from canal.core.errors import DataError
+from canal.core.errors import DataError, did_you_mean
 from canal.core.files import checked_path
 from canal.io.arrays import ROW, check_announced, check_chunks, listed, reading, strings, whole
 from canal.io.blocks import ByCell, ByEntries
@@ -233,7 +233,8 @@ class LoomFile:
     def matrix(self, layer: str) -> LoomMatrix:
         """Return a layer, cells by genes; raises `DataError` if there is none of that name."""
         if layer not in self.layers:
-            raise DataError(f"{self.path}: no matrix {layer!r}; there are {listed(self.layers)}")
+            near = did_you_mean(layer, self.layers)
+            raise DataError(f"{self.path}: no matrix {layer!r}; there are {listed(self.layers)}{near}")
         with reading(self.path, layer):
             node = self._file["matrix" if layer == "X" else f"layers/{layer}"]
             return LoomMatrix(node, self.path, (self._n_cells, self._n_genes))
@@ -255,7 +256,8 @@ class LoomFile:
         import pandas as pd
 
         if name not in self._var:
-            raise DataError(f"{self.path}: no column {name!r}; genes have {listed(list(self._var))}")
+            near = did_you_mean(name, self._var)
+            raise DataError(f"{self.path}: no column {name!r}; genes have {listed(list(self._var))}{near}")
         return pd.Series(self.not_genes(layer).blanked(strings(self._var[name])), name=name, dtype=object)
 
     def not_genes(self, layer: str) -> NotGenes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from canal.core.errors import DataError
+from canal.core.errors import DataError, did_you_mean
 from canal.io.arrays import (
     ROW,
     check_announced,
@@ -174,9 +174,8 @@ class H5adFile:
 
     def _matrix_key(self, layer: str) -> str:
         if layer not in self.layers:
-            raise DataError(
-                f"{self.path}: no matrix {layer!r}; there are {listed(self.layers)}{self._muon()}"
-            )
+            near = self._muon() or did_you_mean(layer, self.layers)
+            raise DataError(f"{self.path}: no matrix {layer!r}; there are {listed(self.layers)}{near}")
         if layer == "raw":
             return f"{self._raw_prefix()}X"
         return "X" if layer == "X" else f"layers/{layer}"
@@ -233,9 +232,8 @@ class Table:
         import pandas as pd
 
         if name not in self.columns:
-            raise DataError(
-                f"{self._path}: {self._key} has no column {name!r}; it has {listed(self.columns)}"
-            )
+            has = f"it has {listed(self.columns)}{did_you_mean(name, self.columns)}"
+            raise DataError(f"{self._path}: {self._key} has no column {name!r}; {has}")
         with reading(self._path, f"{self._key}/{name}"):
             values = self._read(name)
         if len(values) != self.size:

@@ -10,14 +10,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from canal.core.digests import file_digest
-from canal.core.errors import GateError
+from canal.core.errors import GateError, did_you_mean
 from canal.core.files import read_json
 from canal.data.prepare import describe_cells
 from canal.data.prepared import PreparedCells
@@ -306,11 +305,8 @@ def _check_columns(rule: OwnRule, table: str, columns: list[str]) -> None:
         return
     for name in rule.columns:
         if name not in columns:
-            near = get_close_matches(name, columns, n=1)
-            meant = f" (did you mean {near[0]!r}?)" if near else ""
-            raise GateError(
-                f"{rule.where}: the table {table} has no column {name!r}{meant}; it has {listed(columns)}"
-            )
+            has = f"it has {listed(columns)}{did_you_mean(name, columns)}"
+            raise GateError(f"{rule.where}: the table {table} has no column {name!r}; {has}")
 
 
 def _result(rule: OwnRule, outcome: Any, table: str, rows: pd.DataFrame) -> RuleResult:

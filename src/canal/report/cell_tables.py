@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from canal.core.progress import count, percent, size
+from canal.core.progress import count, first_names, percent, size
 from canal.report.listing import Column, Listing, facts, figures, lines, named, text
 
 _GENES = 8
@@ -282,6 +282,10 @@ def _steps(steps: Sequence[Document]) -> Iterator[Any]:
     )
 
 
+_GENES = 5
+"""Genes of a basis that are named; a lineage may choose hundreds of others without some cells."""
+
+
 def unlearned_group(document: Document, dry_run: bool) -> Group:
     """Return the result of `canal unlearn` (`canal.app.unlearning.Unlearned.to_json`)."""
     columns = (Column("stage"), Column("version"), Column("new version"))
@@ -306,8 +310,12 @@ def _unlearned_lines(document: Document, dry_run: bool) -> Iterator[str | Listin
         if check == "same":
             yield f"{stage}: no trace in the basis: the same genes are chosen without the cells"
         elif isinstance(check, Mapping):
-            genes = ", ".join(check["other"])
-            yield f"{stage}: sums exact, basis not; without the cells it has others: {genes}"
+            other = list(check["other"])
+            more = " (--json names all)" if len(other) > _GENES else ""
+            yield (
+                f"{stage}: sums exact, basis not; without the cells {count(len(other), 'gene')} would be "
+                f"others: {first_names(other, _GENES)}{more}"
+            )
             yield "a new lineage, begun without the cells, has no trace of them in its basis either"
         else:
             yield f"{stage}: basis {check}"

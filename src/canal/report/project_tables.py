@@ -14,6 +14,8 @@ from canal.report.listing import Column, Listing, facts, figures, text
 Document = Mapping[str, Any]
 
 _WORDS = {"keep": "learned", "restore": "to restore", "learn": "to learn", "refuse": "refused"}
+_NOTHING = "Nothing waits for you."
+_RUNNING = "at work in this folder: it learns what params.yaml asks for, and says at its end what to commit"
 _STATES = {"ok": "green", "look": "yellow", "broken": "bold red"}
 _FATES = {"learn": "green", "register": "green", "restore": "cyan", "keep": "dim", "refuse": "bold red"}
 
@@ -68,10 +70,12 @@ def status_group(status: Document) -> Group:
         "candidate": _version(status["candidate"], "none waits"),
         "stages": "; ".join(f"{_WORDS.get(fate, fate)}: {', '.join(names)}" for fate, names in fates.items()),
         "labelled": _labelled(status["labelled"]),
+        **({"run": _RUNNING} if status["running"] else {}),
     }
     told = facts(standing.items())
     if not status["needs"]:
-        return Group(told, Text(), text("Nothing waits for you.", "green"))
+        nothing = "Nothing waits for you but the end of the run." if status["running"] else _NOTHING
+        return Group(told, Text(), text(nothing, "green"))
     return Group(told, Text(), text("What waits for you", "bold"), _needs(status["needs"]))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Document = Mapping[str, Any]
 
 
-def rulings_table(judgement: Document) -> Listing:
+def rulings_table(judgement: Document) -> Group:
     """Return every rule with its value, bound and verdict; see `canal.app.promoting.Judgement`."""
     other = judgement["compared_with"]
     against = "no version serves yet, and its parent is none"
@@ -41,7 +41,8 @@ def rulings_table(judgement: Document) -> Listing:
     found.note = f"{held} of {count(len(judgement['rulings']), 'rule')} hold" + "".join(
         f", {n} {what}" for n, what in ((failed, "do not"), (few, "have too few test cells")) if n
     )
-    return found
+    power = judgement.get("power", "")
+    return Group(found, *([text(power, "dim")] if power else []))
 
 
 def comparison_table(comparison: Document) -> Group:

@@ -9,12 +9,16 @@ from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from canal.core.progress import OnCells, count, doing, percent
+from canal.annotation.columns import UNASSIGNED
+from canal.annotation.summary import MOST_LIKE
+from canal.core.progress import OnCells, count, doing, first_names, percent
 from canal.report.documents import Document, accuracy_matrix, before_learning, method_lines
 from canal.report.listing import Column, Listing, facts, figures, text
 
 _SHORT_KEY = 8
 _ROOM_FOR_NAMES = 56
+_RULES = 4
+"""Rules of the policy that are named beside a version; `canal show` names all."""
 
 
 def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any]]) -> Group:
@@ -27,7 +31,7 @@ def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any
     versions
         One mapping a version: ``version``, ``stage``, ``aliases``, ``accuracy`` (on its own stage),
         ``average_accuracy``, ``types`` (a number), ``parent`` (a version's number or None), ``key``,
-        ``overrides`` and ``retired``.
+        ``overrides``, ``not_judged`` and ``retired``.
     """
     parts = [matrix_table(evaluations), _sums(evaluations[-1])] if evaluations else []
     return Group(*parts, *([Text()] if parts else []), versions_table(versions))
@@ -113,7 +117,8 @@ def annotation_table(summary: Mapping[str, Any]) -> Group:
     by = {how: n for how, n in genes.get("renamed", {}).items() if isinstance(n, int)}
     told += f", by another name: {', '.join(f'{n:,} ({how})' for how, n in by.items())}" if by else ""
     warnings = [text(f"warning: {one}", "yellow") for one in summary["warnings"]]
-    study = [text(line, "dim") for line in _study(summary.get("study", {}))]
+    share = summary["cell_types"].get(UNASSIGNED, 0) / max(1, n_cells)
+    study = [text(line, "dim") for line in _study(summary.get("study", {}), share)]
     by_reason = summary.get("unassigned_by", {})
     if by_reason:
         shown = ", ".join(f"{n:,} {_REASONS[name]}" for name, n in by_reason.items())
@@ -129,16 +134,26 @@ _REASONS = {
 }
 
 
-def _study(study: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how similar a file is to the learned studies, and how many known cells may be Unassigned."""
+def _study(study: Mapping[str, Any], unassigned: float) -> Iterator[str]:
+    """Yield how similar a file is to the learned studies, and what share of known cells may be Unassigned.
+
+    That is an estimate about cells of known types: of a file with more Unassigned it says that others are
+    there, and of one that lies mostly elsewhere nothing; a warning speaks of that.
+    """
     if study:
         expected, like = study["known_unassigned"], study["like_learned"]
         names = ("lowest", "usual", "highest")
         lowest, usual, highest = (percent(expected[name], digits=0) for name in names)
         span = "" if lowest == highest else f" ({lowest} to {highest})"
-        yield (
-            f"{percent(like, digits=0)} of the cells lie among those of the learned studies; of cells of "
-            f"known types some {usual} may be Unassigned{span}"
+        beyond = unassigned > expected["highest"]
+        told = f"{percent(like, digits=0)} of the cells lie among those of the learned studies"
+        if beyond and like < MOST_LIKE:
+            yield told
+            return
+        yield f"{told}; were all of known types, some {usual} would be {UNASSIGNED}{span}" + (
+            f": {percent(unassigned)} are, so some are likely of types that the model does not know"
+            if beyond
+            else ""
         )
 
 
@@ -260,7 +275,12 @@ def _names(one: Mapping[str, Any]) -> Any:
     names = text(", ".join(one.get("aliases") or ()))
     gone = "erased" if one.get("erased") else "retired" if one.get("retired") else ""
     marks = [(gone, "red")] if gone else []
-    marks += [(f"promoted despite {', '.join(one['overrides'])}", "yellow")] if one.get("overrides") else []
+    few = one.get("not_judged", ())
+    for words, rules in (
+        ("promoted despite", [rule for rule in one.get("overrides") or () if rule not in few]),
+        ("promoted with too few cells to judge:", list(few)),
+    ):
+        marks += [(f"{words} {first_names(rules, _RULES)}", "yellow")] if rules else []
     for mark, style in marks:
         names.append("; " if names.plain else "").append_text(text(mark, style))
     return names

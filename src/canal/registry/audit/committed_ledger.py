@@ -104,8 +104,12 @@ def _ended(state: _State, content: bytes, reader: Reader, name: str, log: AuditL
     before, now = (_entries((one or b"").split(b"\n")) for one in (reader.at(state.commit.sha), content))
     if before is None or now is None or _keys(before) & _keys(now):
         return False
-    what = f"commit {state.removed.short} removed the one that {state.commit.short} had, and this is another"
-    log.note(LEDGER, "git", f"{name}: {what}, of other versions")
+    log.note(
+        LEDGER,
+        "git",
+        f"nothing to do: git's history has another {name}, of none of the versions here, which commit "
+        f"{state.removed.short} removed (`git show {state.commit.short}:./{name}` shows it)",
+    )
     return True
 
 

@@ -50,6 +50,18 @@ def ruling_breaches(details: Mapping[str, Any]) -> Iterator[str]:
             yield f"{_listed([one['rule']])} passed with {value[0]}, though {bound[0]} is asked for"
 
 
+def overridden_failures(entry: Entry) -> Iterator[str]:
+    """Yield the rules that a promotion overrode although they were judged, and had failed.
+
+    Not those with too few test cells to judge; all where its rulings cannot be read.
+    """
+    details: Mapping[str, Any] = entry.document["details"]
+    rulings = details.get("rulings")
+    known = [one for one in rulings if is_ruling(one)] if isinstance(rulings, list) else []
+    few = {one["rule"] for one in known if one["value"] == TOO_FEW}
+    yield from (rule for rule in details.get("overrides", ()) if rule not in few)
+
+
 def measured(entries: Sequence[Entry], model: str, key: str) -> list[Entry]:
     """Return the measurements of a version after its registration, oldest first, by the digest of its key."""
     return [

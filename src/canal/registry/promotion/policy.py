@@ -15,7 +15,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from canal.config.decisions import Policy
-from canal.core.errors import PolicyError
+from canal.core.errors import PolicyError, did_you_mean
 from canal.core.files import read_json
 from canal.registry.ledger.ledger import Entry
 from canal.registry.ledger.rulings import TOO_FEW, is_ruling, measured, remeasured
@@ -112,7 +112,8 @@ def override(rulings: Sequence[Ruling], names: Sequence[str], too_few: bool = Fa
     for name in names:
         matching = {rule for rule in known if rule == name or fnmatchcase(rule, name)}
         if not matching:
-            raise PolicyError(f"no rule {name[:80]!r} to override; there are {', '.join(known)}")
+            near = did_you_mean(name, known)
+            raise PolicyError(f"no rule {name[:80]!r} to override; there are {', '.join(known)}{near}")
         chosen |= matching
     chosen |= {ruling.rule for ruling in rulings if too_few and ruling.value == TOO_FEW}
     return [
@@ -233,17 +234,20 @@ def _few(rule: str, n: int, least: int) -> Ruling:
 def _kept(rule: str, pair: Paired, max_loss: float, policy: Policy) -> Ruling:
     note = (
         f"change {pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}], n = {pair.n}, "
-        f"{pair.lost} lost, {pair.gained} gained, p = {pair.p:.3g}; {power_text(pair, policy)}"
+        f"{pair.lost} lost, {pair.gained} gained, p = {pair.p:.3g}; "
+        f"power {pair.power:.2f}{'' if pair.power >= policy.power else ', too low'}"
     )
     value = f"{pair.champion:.3f} -> {pair.candidate:.3f}"
     return Ruling(rule, value, f"loses <= {max_loss:.3f}", pair.low >= -max_loss, note)
 
 
-def power_text(pair: Paired, policy: Policy) -> str:
-    """Return in words whether so many test cells could show a loss that matters."""
-    seen = f"yes ({pair.power:.2f})" if pair.power >= policy.power else f"no ({pair.power:.2f})"
+def power_text(policy: Policy) -> str:
+    """Return in words what the power of a ruling on retention is, once for all of them."""
     points = f"{100 * policy.loss_to_see:g} points"
-    return f"could see a loss of {points} with probability {policy.power:g}: {seen}"
+    return (
+        f"power: the probability that so many test cells would show a loss of {points}; below "
+        f"{policy.power:g} (too low) a loss may be there unseen"
+    )
 
 
 def _h_score(policy: Policy, evaluation: Document) -> Ruling:

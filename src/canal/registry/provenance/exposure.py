@@ -15,7 +15,7 @@ import pandas as pd
 from canal.config.params import Config
 from canal.config.stage_sections import Exclusion
 from canal.core.digests import file_digest
-from canal.core.errors import RegistryError
+from canal.core.errors import RegistryError, did_you_mean
 from canal.core.files import read_json
 from canal.data.split import COLUMNS, RESERVE, SUMMED, read_split
 from canal.io.arrays import EXAMPLES, listed
@@ -375,10 +375,9 @@ def _of_source(cells_seen: CellsSeen, rows: pd.DataFrame, wanted: str) -> pd.Dat
         if len(wanted) >= _SHORTEST_DIGEST and any(digest.startswith(wanted) for digest in digests)
     }
     if not named:
-        raise RegistryError(
-            f"no registered version knows a source {wanted[:80]!r}; there are "
-            f"{', '.join(known) or 'none yet'} (or give 8 or more digits of its file's SHA-256)"
-        )
+        there = f"{', '.join(known) or 'none yet'} (or give 8 or more digits of its file's SHA-256)"
+        near = did_you_mean(wanted, known)
+        raise RegistryError(f"no registered version knows a source {wanted[:80]!r}; there are {there}{near}")
     return rows[rows["source"].isin(named)]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from canal.core.digests import file_digest
-from canal.core.errors import ReadOnlyError, RegistryError
+from canal.core.errors import ReadOnlyError, RegistryError, did_you_mean
 from canal.core.files import new_folder, read_json, scratch_folder
 from canal.registry.manifest.version_folder import KEY_FILE, LOADED_FILE, RECORD_FILE, check_files, read_key
 from canal.registry.store.connection import Connection
@@ -86,7 +86,10 @@ class Store(Connection):
         known = ", ".join(
             f"{one.number} ({', '.join((one.stage, *one.aliases))})" for one in versions if one.ready
         )
-        raise RegistryError(f"no version {wanted!r} of {self.names.model}; there are {known or 'none yet'}")
+        near = did_you_mean(wanted, [alias for one in versions if one.ready for alias in one.aliases])
+        raise RegistryError(
+            f"no version {wanted!r} of {self.names.model}; there are {known or 'none yet'}{near}"
+        )
 
     def serving(self, wanted: str) -> Version:
         """Return `version`, unless it was retired.
