@@ -25,7 +25,8 @@ from canal.quality.gate import (
 from tests.support.cases import SETTINGS
 from tests.support.cells import make_adata, make_config, source_of, write_adata
 
-RULE = contradiction_rule("pbmc", "first", 0.95)
+MOST = 0.95
+RULE = contradiction_rule("pbmc", "first", MOST)
 KNOWN = ("B", "NK", "T")
 
 
@@ -59,7 +60,9 @@ def planted(tmp_path_factory):
     cells = make_adata({"B": 60, "T": 60, "Mono": 40}, n_genes=60, seed=2)
     labels = np.array(cells.obs["cell_type"], dtype=object)
     wrong = {}
-    for row in np.random.default_rng(0).permutation(np.flatnonzero(labels != "Mono"))[:12]:
+    rng = np.random.default_rng(0)
+    rows = [rng.permutation(np.flatnonzero(labels == name))[:6] for name in ("B", "T")]
+    for row in np.concatenate(rows):
         wrong[f"second:{cells.obs_names[row]}"] = labels[row]
         labels[row] = {"B": "T", "T": "B"}[labels[row]]
     cells.obs["cell_type"] = labels
@@ -77,10 +80,10 @@ def test_planted_wrong_labels_are_listed_with_the_right_pair(planted):
     assert listed == {name: wrong[name] for name in listed}
     assert len(listed) >= 11
     assert len(set(told) - set(wrong)) <= 2
-    result = check_contradictions(table, RULE, "second-cells")
+    result = check_contradictions(table, RULE, MOST, "second-cells")
     assert not result.passed
     assert result.severity == "warning"
-    pairs = {tuple(text.split(", such as")[0].split()[1:]) for text in result.examples}
+    pairs = {tuple(text.split(", such as")[0].split()[3:]) for text in result.examples}
     assert pairs >= {("B", "look", "like", "T"), ("T", "look", "like", "B")}
     assert len(stub.prepared("second").obs) == 160  # none is dropped
 
@@ -92,7 +95,7 @@ def test_cells_of_new_types_are_not_compared(planted):
     assert set(table["label"]) == {"B", "T"}
     new = ask_sums(stub, "second", list(obs.index[obs["cell_type"] == "Mono"]))
     assert not len(new)
-    told = check_contradictions(new, RULE, "second-cells")
+    told = check_contradictions(new, RULE, MOST, "second-cells")
     assert told.passed
     assert told.found == "no cell of a type that the parent's sums know, so none was compared"
 
@@ -138,13 +141,37 @@ def test_the_margin_is_of_the_answer_over_the_cells_own_label():
     assert table["like"].tolist() == ["", "T", "B"]
     assert table["margin"].tolist() == [0.0, 0.97, 0.95]
     assert (
-        check_contradictions(table, RULE, "x").found == "1 of 3 cells"
+        check_contradictions(table, RULE, MOST, "x").found == "1 of 3 cells"
     )  # the bound itself is no more than it
+
+
+@pytest.mark.parametrize(
+    ("called_t", "called_nk", "others", "warned"),
+    [
+        (1, 0, 9, []),  # one cell says nothing of its label, however few there are
+        (4, 4, 2, []),  # nor do four of one type and four of another
+        (5, 0, 95, []),  # the bound itself
+        (7, 0, 193, []),
+        (6, 0, 94, ["6 of 100 B look like T, such as cell0"]),
+        (6, 5, 9, ["6 of 20 B look like T, such as cell0", "5 of 20 B look like NK, such as cell6"]),
+    ],
+)
+def test_single_cells_are_listed_and_not_warned_of(called_t, called_nk, others, warned):
+    """The demo warned of pairs of one cell: noise of any model, and of any labels."""
+    answers = ["T"] * called_t + ["NK"] * called_nk + ["B"] * others
+    margins = np.array([0.99] * (called_t + called_nk) + [0.0] * others)
+    names = [f"cell{n}" for n in range(len(answers))]
+    result = check_contradictions(
+        contradictions(names, ["B"] * len(answers), answers, margins, KNOWN), RULE, MOST, "x"
+    )
+    assert list(result.examples) == warned
+    assert result.passed == (not warned)
+    assert result.found == f"{called_t + called_nk} of {len(answers)} cells"
 
 
 def test_what_was_found_is_kept_cell_by_cell(tmp_path):
     table = contradictions(["b", "a"], ["B", "B"], ["T", "NK"], np.array([0.99996, 0.96]), KNOWN)
-    result, path = check_contradictions(table, RULE, "x"), tmp_path / "second.json"
+    result, path = check_contradictions(table, RULE, MOST, "x"), tmp_path / "second.json"
     write_labels(path, "second", "first", 9, None, (table.sort_values("name"), result))
     kept = read_labels(path)["contradicted"]
     assert kept["cells"] == [
@@ -152,7 +179,7 @@ def test_what_was_found_is_kept_cell_by_cell(tmp_path):
         {"cell_id": "b", "label": "B", "like": "T", "margin": 1.0},
     ]
     assert kept["rule"]["rule"] == "labels_unlike_sums"
-    assert "sources.pbmc.exclude.cells" in kept["rule"]["hint"]
+    assert kept["rule"]["found"] == "2 of 2 cells"
     before = path.read_bytes()
     write_labels(path, "second", "first", 9, None, (table.sort_values("name"), result))
     assert path.read_bytes() == before

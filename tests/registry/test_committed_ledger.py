@@ -117,7 +117,7 @@ def test_a_ledger_that_was_removed_and_another_begun_is_told(root):
     write(root, [following([], draft("register", 1, {"candidate": 1}, key="e" * 64)).document])
     findings, notes = looked(root)
     assert findings == []
-    assert notes[0].startswith(f"nothing to do: git's history has another {NAME}, of none of the versions")
+    assert notes[0].startswith(f"ledger: nothing to do: git's history has another {NAME}, of none of the")
     assert f"which commit {gone[:12]} removed (`git show " in notes[0]
     assert "is not committed to git" in notes[1]
     commit(root)

@@ -300,7 +300,8 @@ def contradicted(
         return None
     most = config.gate.max_contradiction
     rule = contradiction_rule(config.stages[stage].source, config.stages[stage].parent, most)
-    result = check_contradictions(table, rule, f"{stage}-cells", project.layout.data_docs(f"{stage}-cells"))
+    docs = project.layout.data_docs(f"{stage}-cells")
+    result = check_contradictions(table, rule, most, f"{stage}-cells", docs)
     return table[table["margin"] > most].sort_values("name"), result
 
 

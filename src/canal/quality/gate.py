@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Of the check of labels."""
 
-LABEL_TABLE, CELL_TABLE = "label", "cell"
+LABEL_TABLE, PAIR_TABLE = "label", "pair of types"
 
 CELLS_COMPARED = 50
 """Cells of a label that are compared with the parent's model at most."""
@@ -40,7 +40,10 @@ _PAIRS = 8
 """Confused pairs that are named."""
 
 FEWEST_CELLS = 5
-"""A label with fewer cells is not compared."""
+"""A label with fewer cells is not compared, and fewer cells of one label are no contradiction of it."""
+
+MOST_CONTRADICTED = 0.05
+"""Share of a label's cells that may be called one other type by a high margin, before that is a warning."""
 
 _NONE = f"no label with {FEWEST_CELLS} cells, so none was compared"
 
@@ -255,25 +258,48 @@ def contradictions(
     return table.astype({"margin": np.float64})
 
 
+def contradicted_pairs(table: pd.DataFrame, most: float) -> pd.DataFrame:
+    """Return one row a label and other type: its cells that the sums call that by a margin over ``most``.
+
+    Single cells are noise of any model, and of any labels: the ``share`` of fewer than `FEWEST_CELLS` is 0.
+    The cells of a label that are not contradicted have a row, too, with no other type.
+    """
+    rows = []
+    of = table.groupby("label", sort=True).size()
+    like = table["like"].where(table["margin"] > most, "")
+    for (label, other), own in table.groupby(["label", like], sort=True):
+        share = len(own) / of[label] if other and len(own) >= FEWEST_CELLS else 0.0
+        worst = own.sort_values("margin", ascending=False, kind="stable")["name"].iloc[0]
+        rows.append((f"{label}, {other}", label, other, len(own), of[label], share, worst))
+    columns = ["name", "label", "other", "cells", "of", "share", "worst"]
+    return new_table(rows, columns=columns).astype({"share": np.float64})
+
+
 def contradiction_rule(source: str, parent: str, most: float) -> Rule:
-    """Return the rule, a warning, that the parent's sums contradict no cell's label by a high margin."""
+    """Return the rule, a warning, that the parent's sums contradict few cells of a label by a high margin."""
     return Rule(
         "labels_unlike_sums",
         "warning",
-        between(CELL_TABLE, "margin", most=most),
-        f"no cell whose label the sums of stage {parent} contradict by a margin of more than {most:g}",
+        between(PAIR_TABLE, "share", most=MOST_CONTRADICTED),
+        f"of each label's cells at most {MOST_CONTRADICTED:.0%}, or {FEWEST_CELLS - 1}, that the sums of "
+        f"stage {parent} call one other type by a margin of more than {most:g}",
         f"look at these cells, which labels/ lists one by one; none is dropped: a wrong one is left out with "
         f"sources.{source}.exclude.cells",
         describe_contradicted,
     )
 
 
-def check_contradictions(table: pd.DataFrame, rule: Rule, title: str, docs: Path | None = None) -> RuleResult:
-    """Return whether ``rule`` holds for the table of `contradictions`, by Great Expectations."""
+def check_contradictions(
+    table: pd.DataFrame, rule: Rule, most: float, title: str, docs: Path | None = None
+) -> RuleResult:
+    """Return whether ``rule`` holds for the table of `contradictions`, by Great Expectations.
+
+    ``most`` is the margin up to which a cell is not contradicted (``gate.max_contradiction``).
+    """
     if not len(table):
         none = "no cell of a type that the parent's sums know, so none was compared"
         return RuleResult(rule.name, rule.severity, passed=True, expected=rule.expected, found=none)
-    return run_suite([rule], {CELL_TABLE: table}, title, docs)[0]
+    return run_suite([rule], {PAIR_TABLE: contradicted_pairs(table, most)}, title, docs)[0]
 
 
 def label_rule(source: str, parent: str, most: float) -> Rule:
@@ -349,14 +375,14 @@ def read_labels(path: Path) -> dict[str, Any]:
 
 
 def describe_contradicted(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
-    """Describe how many cells are contradicted, and the most frequent pairs of types."""
-    pairs = failing.groupby(["label", "like"]).size().sort_values(ascending=False, kind="stable")
-    examples = []
-    for label, like in pairs.index.tolist()[:_PAIRS]:
-        own = failing[(failing["label"] == label) & (failing["like"] == like)]
-        worst = own.sort_values("margin", ascending=False, kind="stable")["name"].iloc[0]
-        examples.append(f"{len(own)} {label} look like {like}, such as {worst}")
-    return RuleFinding(f"{len(failing):,} of {len(rows):,} cells", tuple(examples))
+    """Describe how many cells are contradicted, and the most frequent pairs of types that are too many."""
+    contradicted = rows.loc[rows["other"] != "", "cells"].sum()
+    pairs = failing.sort_values("cells", ascending=False, kind="stable").head(_PAIRS)
+    examples = tuple(
+        f"{cells:.0f} of {of:.0f} {label} look like {other}, such as {worst}"
+        for label, other, cells, of, worst in pairs[["label", "other", "cells", "of", "worst"]].to_numpy()
+    )
+    return RuleFinding(f"{contradicted:,.0f} of {rows['cells'].sum():,.0f} cells", examples)
 
 
 def describe_confused(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
