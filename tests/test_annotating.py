@@ -2,9 +2,13 @@ import json
 
 import pytest
 
-from canal.app.annotating import Origin, digest_of, origin
+from canal.app import annotating
+from canal.app.annotating import Origin, annotate, digest_of, origin
+from canal.app.models import FoundModel
 from canal.core.digests import canonical_json, file_digest
-from canal.core.errors import DataError
+from canal.core.errors import LOG, DataError, Doubt
+from tests.support.cells import gene_names, make_adata
+from tests.support.models import make_annotator
 
 
 @pytest.fixture
@@ -47,3 +51,26 @@ def test_nobody_waits_for_a_digest_that_is_given_up(file):
 
     assert digest_of(file, given_up) != file_digest(file)
     assert len(looked) == 2
+
+
+def test_what_informs_is_logged_and_what_casts_doubt_warns(monkeypatch, recwarn, capsys):
+    """Which model labels looked like a fault in a notebook: `UserWarning: no champion yet ...`."""
+    informs, doubts = "no champion yet: version 2, the newest, labels", "nothing proves how it was made"
+
+    def find_model(model, root, effort, notice):
+        notice(informs)
+        notice(Doubt(doubts))
+        return FoundModel({"version": 2}, make_annotator)
+
+    monkeypatch.setattr(annotating, "find_model", find_model)
+    cells = make_adata({"B": 5, "NK": 4}, n_genes=20)
+    cells.var_names = gene_names(20)
+    annotate(cells)
+    assert "".join(capsys.readouterr()) == ""  # by default nobody is told
+    logged = []
+    monkeypatch.setattr(LOG, "info", logged.append)
+    annotate(cells)
+    warned = [str(one.message) for one in recwarn if one.category is UserWarning]
+    assert doubts in warned
+    assert informs not in warned
+    assert logged == [informs]

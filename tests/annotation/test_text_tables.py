@@ -6,10 +6,10 @@ import anndata
 import numpy as np
 import pytest
 
-from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
+from canal.annotation.annotate import annotate_adata, annotate_h5ad, annotate_path, label_h5ad
 from canal.annotation.naming import Naming
 from canal.annotation.options import Callbacks, Options
-from canal.core.errors import DataError
+from canal.core.errors import LOG, DataError
 from canal.io import text_table
 from canal.io.formats import TEXT, format_of
 
@@ -154,3 +154,11 @@ def test_hdf5_is_hdf5_however_it_is_called(annotator, adata, tmp_path):
     adata.write_h5ad(tmp_path / "in.h5ad")
     (tmp_path / "in.h5ad").rename(tmp_path / "in.csv")
     assert len(label_h5ad(annotator, tmp_path / "in.csv")) == adata.n_obs
+
+
+def test_from_python_what_a_table_was_read_as_is_logged(annotator, adata, tmp_path, monkeypatch, recwarn):
+    logged = []
+    monkeypatch.setattr(LOG, "info", logged.append)
+    annotate_path(annotator, transposed(adata, tmp_path / "cells.csv"))
+    assert logged[0].endswith("so it was read as genes by cells (the table is transposed)")
+    assert not [one for one in recwarn if "read as" in str(one.message)]

@@ -27,7 +27,7 @@ from canal.annotation.resuming import Parts, parts_folder
 from canal.annotation.summary import Likeness, Summary, summarise
 from canal.core import __version__
 from canal.core.digests import canonical_json
-from canal.core.errors import DataError
+from canal.core.errors import LOG, DataError
 from canal.core.progress import OnCells, by_cells, doing
 from canal.io.formats import Fingerprint, open_cells
 
@@ -156,7 +156,7 @@ def annotate_path(
     fingerprint = Fingerprint.of(source)
     with open_cells(source, annotator.genes) as file:
         if file.assumed:
-            warnings.warn(file.assumed, stacklevel=2)
+            LOG.info(file.assumed)
         clusters = clusters_of_file(file, options.vote)
         query = query_file(file, options.layer, options.gene_column)
         table = _labelled(annotator, query, clusters, options, progress)

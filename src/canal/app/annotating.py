@@ -26,7 +26,7 @@ from canal.annotation.summary import Summary
 from canal.app.models import find_model, project_here
 from canal.app.project import Project
 from canal.core.digests import canonical_json, file_digest, json_digest, tree_digests
-from canal.core.errors import CanalError, DataError, RegistryError
+from canal.core.errors import LOG, CanalError, DataError, Doubt, RegistryError
 from canal.core.files import append_line, regular_file
 from canal.io.formats import Fingerprint
 from canal.registry.ledger.ledger_rules import CHAMPION
@@ -153,7 +153,9 @@ def annotate(
 ) -> "pd.DataFrame":
     """Return the labels of an AnnData's cells, one row a cell, in its order.
 
-    X, layers, var and the order of cells are never changed; without ``write`` nothing is.
+    X, layers, var and the order of cells are never changed; without ``write`` nothing is. What makes labels
+    less certain is a `UserWarning`; which model labels, and what a table was read as, goes to the logger
+    ``canal``, level ``INFO``.
 
     Parameters
     ----------
@@ -193,7 +195,10 @@ def annotate(
     found = find_model(model, root, options.effort, notices.append)
     annotator = found.load()
     for notice in notices:
-        warnings.warn(notice, stacklevel=3)  # at its caller, behind what names missing packages
+        if isinstance(notice, Doubt):
+            warnings.warn(notice, stacklevel=3)  # at its caller, behind what names missing packages
+        else:
+            LOG.info(notice)
     options = replace(options, model_name=found.provenance, origin={"time": now()})
     if isinstance(cells, Path):
         with Origin(cells) as input_file:

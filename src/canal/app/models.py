@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from canal.app.project import Project
 from canal.config.layout import Layout
-from canal.core.errors import DataError, RegistryError
+from canal.core.errors import DataError, Doubt, RegistryError
 from canal.core.files import scratch_folder
 from canal.core.packages import lazy_module
 from canal.core.progress import doing
@@ -246,8 +246,10 @@ def _from_path(path: Path, effort: Effort, notice: Notice) -> FoundModel:
         raise DataError(f"{path}: no such file; `canal export` writes one, `canal models list` names others")
     if path.is_dir() and not (path / MANIFEST).is_file():
         notice(
-            f"{path} is no bundle of `canal export`: its files are compared with its {KEY_FILE}, but nothing "
-            "proves how it was made"
+            Doubt(
+                f"{path} is no bundle of `canal export`: its files are compared with its {KEY_FILE}, but "
+                "nothing proves how it was made"
+            )
         )
         return _from_version_folder(path, {}, effort, notice)
     notice(f"proving {path.name}; `canal models add` keeps a proven model")
@@ -267,7 +269,8 @@ def _handed(manifest: Manifest, stage: str) -> Document:
 def _loaded(folder: Path, effort: Effort, notice: Notice) -> CellAnnotator:
     """Return the annotator of a version's folder."""
     if sums_alone(folder / "model", effort):
-        notice("torch is not installed: the sums label all cells, also those that the network would decide")
+        what = "the sums label all cells, also those that the network would decide"
+        notice(Doubt(f"torch is not installed: {what}"))
     return load_model(folder / "model", effort)
 
 

@@ -1,14 +1,15 @@
 """What people are told: errors made for them, and text that no terminal misreads and no secret is in."""
 
 import errno
+import logging
 import os
 import re
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
+from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -120,6 +121,16 @@ _SHORTEST = 4
 def visible(text: object) -> str:
     """Return a text with � for each character that would steer a terminal, or that nobody sees."""
     return "".join(one if one.isprintable() or one in _LAYOUT else "�" for one in str(text))
+
+
+class Doubt(str):
+    """A notice that casts doubt on a result: where others are logged (`LOG`), it is a warning in Python."""
+
+    __slots__ = ()
+
+
+LOG = logging.getLogger("canal")
+"""What a Python caller may want to know: ``logging.basicConfig(level="INFO")`` shows it."""
 
 
 LAST_LINE = "CANAL_LAST_LINE"
