@@ -4,6 +4,9 @@ import pytest
 
 from canal.app.versions import decisions
 from canal.registry.ledger.ledger import Draft, Ledger
+from canal.registry.ledger.rulings import TOO_FEW
+from canal.report.terminal import version_panel
+from tests.report.test_terminal import make_view, rendered
 from tests.support.registry_made import two_stages
 
 
@@ -23,7 +26,7 @@ def note(made, kind, version, why="because", **details):
 def test_a_version_nobody_decided_about_has_no_history(made):
     version = made.project.store.version("2")
     entries = note(made, "promote", made.project.store.version("1"), overrides=["ece"])
-    wanted = {"served": [], "overrides": [], "retired": False, "retirement": None}
+    wanted = {"served": [], "overrides": [], "not_judged": [], "retired": False, "retirement": None}
     wanted |= {"erased": False, "erasure": None}
     assert decisions(entries, version) == wanted
 
@@ -43,6 +46,40 @@ def test_an_override_is_told_for_ever(made):
     assert found["retired"]
     assert (found["retirement"]["who"], found["retirement"]["why"]) == ("A. Person", "donor withdrew")
     assert decisions(entries, second)["overrides"] == []
+
+
+def test_what_served_and_serves_no_more_says_who_ended_it(made):
+    """The page of a version that was rolled back said that it was promoted, and no more."""
+    first, second = (made.project.store.version(wanted) for wanted in ("1", "2"))
+    note(made, "promote", first)
+    note(made, "promote", second, "better")
+    note(made, "retire", second, "never again")
+    entries = note(made, "rollback", first, "T cells look wrong")
+    ends = [one["until"] and (one["until"]["kind"], one["until"]["why"]) for one in served(entries, first)]
+    assert ends == [("promote", "better"), None]
+    (one,) = served(entries, second)
+    assert (one["until"]["kind"], one["until"]["why"]) == ("rollback", "T cells look wrong")
+    view = make_view() | decisions(entries, second)
+    shown = " ".join(rendered(version_panel(view), 200).split())
+    assert f"rolled back {one['until']['time']} by A. Person: T cells look wrong" in shown
+
+
+def served(entries, version):
+    return decisions(entries, version)["served"]
+
+
+def test_what_had_too_few_cells_each_time_was_not_judged(made):
+    version = made.project.store.version("1")
+    rulings = [
+        {"rule": rule, "value": value, "bound": "x", "passed": False, "overridden": True}
+        for rule, value in (("ece", "0.3"), ("retention:first/B", TOO_FEW), ("accuracy", TOO_FEW))
+    ]
+    overrides = [one["rule"] for one in rulings]
+    entries = note(made, "promote", version, rulings=rulings, overrides=overrides)
+    assert decisions(entries, version)["not_judged"] == ["accuracy", "retention:first/B"]
+    rulings[2]["value"] = "0.1"
+    entries = note(made, "promote", version, rulings=rulings, overrides=overrides)
+    assert decisions(entries, version)["not_judged"] == ["retention:first/B"]
 
 
 def test_a_version_keeps_its_history_under_another_number(made):

@@ -186,25 +186,32 @@ def _numbers(project: Project, version: Version) -> tuple[float | None, float | 
     return own, evaluation["average_accuracy"], len(evaluation["labels"]), parent
 
 
+_SERVING = ("promote", "rollback")
+"""Kinds of entries after which a version serves."""
+
+
 def decisions(entries: Sequence[Entry], version: Version) -> Document:
     """Return the decisions about a version, oldest first, as a JSON document.
 
-    ``served`` holds each promotion and rollback to the version, with the overridden rules; ``overrides`` all
-    rules that were ever overridden, ``not_judged`` those of them that had too few test cells every time;
-    ``retirement`` who retired it and why, or None; ``erasure`` who erased its files. Entries are found by the
+    ``served`` holds each promotion and rollback to the version, with the overridden rules and, as ``until``,
+    the decision that let another version serve (None: it serves); ``overrides`` all rules that were ever
+    overridden, ``not_judged`` those of them that had too few test cells every time; ``retirement`` who
+    retired it and why, or None; ``erasure`` who erased its files. Entries are found by the
     version's key, since a rebuilt registry may give it another number.
     """
     mine = [
         entry for entry in entries if entry.model == version.model and entry.document["key"] == version.key
     ]
+    moves = [one for one in entries if one.model == version.model and one.kind in _SERVING]
     served = [
         {
             **_decision(entry),
             "overrides": list(entry.document["details"].get("overrides", ())),
             "too_few": entry.document["details"].get("too_few", ""),
+            "until": next((_decision(one) for one in moves if one.seq > entry.seq), None),
         }
         for entry in mine
-        if entry.kind in ("promote", "rollback")
+        if entry.kind in _SERVING
     ]
     overrides = {rule for one in served for rule in one["overrides"]}
     failed = {rule for entry in mine for rule in overridden_failures(entry)}

@@ -224,6 +224,8 @@ def _decisions(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         word = "promoted" if one["kind"] == "promote" else "rolled back to"
         despite = f"; overridden: {', '.join(one['overrides'])}" if one["overrides"] else ""
         yield word, f"{_decision(one)}{despite}"
+        if until := one.get("until"):
+            yield ("rolled back" if until["kind"] == "rollback" else "served until"), _decision(until)
     if view.get("retirement"):
         yield "retired", _decision(view["retirement"])
     elif view.get("retired"):
