@@ -1,8 +1,12 @@
 """What was decided about a version stays with it: promotions, overridden rules, retirement."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from canal.app import versions
 from canal.app.versions import decisions
+from canal.core.errors import RegistryError
 from canal.registry.ledger.ledger import Draft, Ledger
 from canal.registry.ledger.rulings import TOO_FEW
 from canal.report.terminal import version_panel
@@ -89,3 +93,26 @@ def test_a_version_keeps_its_history_under_another_number(made):
     entries = note(made, "promote", version, overrides=["ece"])
     assert decisions(entries, replace(version, number=9))["overrides"] == ["ece"]
     assert decisions(entries, replace(version, key="f" * 64))["served"] == []
+
+
+def test_mlflows_pages_have_the_settings_that_nobody_has_to_type(made, monkeypatch):
+    """`export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false` stood among the next steps."""
+    started = []
+
+    def run(command, env, **_):
+        started.append((command, env))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(versions.subprocess, "run", run)
+    monkeypatch.delenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", raising=False)
+    assert versions.mlflow_pages(made.project, 5050) == 0
+    ((command, env),) = started
+    assert command[1:] == ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", "5050"]
+    assert env["MLFLOW_BACKEND_STORE_URI"] == made.project.store.uri
+    assert env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    made.project.layout.database.unlink()
+    with pytest.raises(RegistryError, match="nothing is registered yet"):
+        versions.mlflow_pages(made.project, 5050)
+    made.project.store.uri = "https://person:secret@mlflow.lab.org"
+    with pytest.raises(RegistryError, match=r"open https://person:\*\*\*@mlflow.lab.org"):
+        versions.mlflow_pages(made.project, 5050)

@@ -133,9 +133,14 @@ def test_the_next_commands_can_be_copied_whole():
         "canal annotate your.h5ad -o labelled.h5ad",
         "canal stage add NAME --file F ...",
         "canal report",
-        "mlflow ui --backend-store-uri sqlite:///mlflow.db",
+        "canal ui",
     ):
         assert any(line.strip().startswith(command) for line in lines), command
+
+
+def test_no_next_command_asks_for_a_variable_of_the_environment():
+    assert "export" not in rendered(next_commands())
+    assert "MLFLOW_" not in rendered(next_commands())
 
 
 def make_view():

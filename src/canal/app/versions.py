@@ -4,7 +4,10 @@ Each version comes with the ledger's decisions: who promoted or retired it, why,
 """
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +17,7 @@ from typing import Any
 from canal.app.project import Project
 from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
-from canal.core.errors import CanalError, RegistryError, did_you_mean
+from canal.core.errors import CanalError, RegistryError, did_you_mean, tell
 from canal.core.files import new_folder, read_json
 from canal.core.progress import doing
 from canal.registry.ledger.joined import ledger_erased
@@ -45,6 +48,7 @@ from canal.registry.versions.publish import Synced, sync
 from canal.registry.versions.rebuild import DrawFigures, RebuildOptions, Rebuilt, rebuild, rebuild_lost
 from canal.report.collect import backbone_history, collect, draw_figures
 from canal.report.page import write_report
+from canal.runtime.startup import quiet_libraries
 
 Document = dict[str, Any]
 
@@ -93,6 +97,29 @@ def version_view(project: Project, wanted: str) -> Document:
         "evaluation": current_evaluation(project.store, version),
         "artifacts": str(folder),
     }
+
+
+def mlflow_pages(project: Project, port: int) -> int:
+    """Run MLflow's pages of a project's store at this machine until they are ended; return the exit code.
+
+    With canal's settings of libraries: MLflow would start eight more processes, of 1.9 GB, for jobs that
+    canal does not have. The address goes by the environment, for it may hold a password.
+
+    Raises
+    ------
+    RegistryError
+        If the store is a server, which has pages of its own, or does not exist yet.
+    """
+    store = project.store
+    if store.uri.startswith(("http://", "https://")):
+        raise RegistryError(f"the registry is a server with pages of its own: open {store.shown}")
+    if not store.exists:
+        raise RegistryError("nothing is registered yet, so there is no page: `canal run` registers versions")
+    quiet_libraries()
+    tell(f"MLflow's pages of {store.shown}: open http://127.0.0.1:{port} in a browser; Ctrl-C ends them")
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": store.uri}
+    return subprocess.run(command, cwd=project.layout.root, env=environment, check=False).returncode
 
 
 def output_schema(command: str) -> Document:
@@ -186,10 +213,6 @@ def _numbers(project: Project, version: Version) -> tuple[float | None, float | 
     return own, evaluation["average_accuracy"], len(evaluation["labels"]), parent
 
 
-_SERVING = ("promote", "rollback")
-"""Kinds of entries after which a version serves."""
-
-
 def decisions(entries: Sequence[Entry], version: Version) -> Document:
     """Return the decisions about a version, oldest first, as a JSON document.
 
@@ -202,7 +225,7 @@ def decisions(entries: Sequence[Entry], version: Version) -> Document:
     mine = [
         entry for entry in entries if entry.model == version.model and entry.document["key"] == version.key
     ]
-    moves = [one for one in entries if one.model == version.model and one.kind in _SERVING]
+    moves = [one for one in entries if one.model == version.model and one.kind in ("promote", "rollback")]
     served = [
         {
             **_decision(entry),
@@ -211,7 +234,7 @@ def decisions(entries: Sequence[Entry], version: Version) -> Document:
             "until": next((_decision(one) for one in moves if one.seq > entry.seq), None),
         }
         for entry in mine
-        if entry.kind in _SERVING
+        if entry.kind in ("promote", "rollback")
     ]
     overrides = {rule for one in served for rule in one["overrides"]}
     failed = {rule for entry in mine for rule in overridden_failures(entry)}

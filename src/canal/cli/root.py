@@ -39,6 +39,7 @@ PANELS = {
         "diff",
         "report",
         "registry",
+        "ui",
     ),
     "Prove": ("lineage", "impact", "audit", "ledger", "keys", "unlearn", "erase", "schema"),
     "Share": ("export", "import", "share", "merge"),

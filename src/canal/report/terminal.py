@@ -9,8 +9,6 @@ from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from canal.annotation.columns import UNASSIGNED
-from canal.annotation.summary import MOST_LIKE
 from canal.core.progress import OnCells, count, doing, first_names, percent
 from canal.report.documents import Document, accuracy_matrix, before_learning, method_lines
 from canal.report.listing import Column, Listing, facts, figures, text
@@ -117,7 +115,7 @@ def annotation_table(summary: Mapping[str, Any]) -> Group:
     by = {how: n for how, n in genes.get("renamed", {}).items() if isinstance(n, int)}
     told += f", by another name: {', '.join(f'{n:,} ({how})' for how, n in by.items())}" if by else ""
     warnings = [text(f"warning: {one}", "yellow") for one in summary["warnings"]]
-    share = summary["cell_types"].get(UNASSIGNED, 0) / max(1, n_cells)
+    share = summary["cell_types"].get("Unassigned", 0) / max(1, n_cells)
     study = [text(line, "dim") for line in _study(summary.get("study", {}), share)]
     by_reason = summary.get("unassigned_by", {})
     if by_reason:
@@ -141,6 +139,8 @@ def _study(study: Mapping[str, Any], unassigned: float) -> Iterator[str]:
     there, and of one that lies mostly elsewhere nothing; a warning speaks of that.
     """
     if study:
+        from canal.annotation.summary import MOST_LIKE  # brings numpy, which `canal --help` does without
+
         expected, like = study["known_unassigned"], study["like_learned"]
         names = ("lowest", "usual", "highest")
         lowest, usual, highest = (percent(expected[name], digits=0) for name in names)
@@ -150,50 +150,38 @@ def _study(study: Mapping[str, Any], unassigned: float) -> Iterator[str]:
         if beyond and like < MOST_LIKE:
             yield told
             return
-        yield f"{told}; were all of known types, some {usual} would be {UNASSIGNED}{span}" + (
+        yield f"{told}; were all of known types, some {usual} would be Unassigned{span}" + (
             f": {percent(unassigned)} are, so some are likely of types that the model does not know"
             if beyond
             else ""
         )
 
 
-def next_commands(
-    version: int | str = "champion", tracking_uri: str = "sqlite:///mlflow.db", report: bool = True
-) -> Group:
+def next_commands(version: int | str = "champion") -> Group:
     """Return the commands a person may want to try next.
 
     Parameters
     ----------
     version
         Number or alias put into the example of ``canal show``.
-    tracking_uri
-        The store that ``mlflow ui`` should open.
-    report
-        Whether to name ``canal report``; not where the reader comes from it.
     """
     rows = Listing("", (Column("", style="bold"), Column("", "prose", "dim")))
-    for command, purpose in _commands(version, tracking_uri, report):
+    for command, purpose in _commands(version):
         rows.add(f"  {command}", purpose)
     return Group(text("Next", "bold"), rows)
 
 
-_NO_WORKERS = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
-"""Without it MLflow's server starts eight processes for jobs that canal does not have: 1.9 GB."""
-
-
-def _commands(version: int | str, tracking_uri: str, report: bool) -> list[tuple[str, str]]:
+def _commands(version: int | str) -> list[tuple[str, str]]:
     """Return each command with what it does."""
-    commands = [
+    return [
         ("canal versions", "every version and alias"),
         (f"canal show {version}", "one version, its ancestry"),
         ("canal promote candidate --by YOU --why WHY", "let it serve, if it passes the policy"),
         ("canal annotate your.h5ad -o labelled.h5ad", "name your cells' types"),
         ("canal stage add NAME --file F ...", "teach it another data set"),
         ("canal report", "all of this on one page"),
-        (f"export {_NO_WORKERS}", "for mlflow ui: 1.9 GB less"),
-        (f"mlflow ui --backend-store-uri {tracking_uri}", "runs, curves, registry"),
+        ("canal ui", "runs, curves, registry as MLflow shows them"),
     ]
-    return [one for one in commands if report or one[0] != "canal report"]
 
 
 def _facts(view: Mapping[str, Any]) -> list[tuple[str, str | list[str]]]:
