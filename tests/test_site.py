@@ -124,9 +124,13 @@ def test_lines_that_people_read_are_at_most_100_columns(name):
     assert [line for line in lines if len(line) > 100 and not line.startswith(("|", "!["))] == []
 
 
-def test_readme_is_a_screen_and_a_half():
+def test_readme_is_a_screen_and_a_half_and_says_what_its_words_mean():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 130
+    assert len(text.splitlines()) <= 120
     first = re.search(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     commands = [line.split("#")[0].strip() for line in first[1].splitlines()]
     assert commands == ["make run", "make test"]
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for word in ("network", "sums", "stage", "gate"):
+        first_use = re.search(rf"\b{word}\b(?!\.md)", prose)
+        assert prose[first_use.start() - 1] == "*", f"{word} is used before it is said what it is"
