@@ -103,7 +103,7 @@ def test_mlflows_pages_have_the_settings_that_nobody_has_to_type(made, monkeypat
         started.append((command, env))
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(versions.subprocess, "run", run)
+    monkeypatch.setattr("canal.app.versions.subprocess.run", run)
     monkeypatch.delenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", raising=False)
     assert versions.mlflow_pages(made.project, 5050) == 0
     ((command, env),) = started

@@ -265,7 +265,7 @@ def contradicted_pairs(table: pd.DataFrame, most: float) -> pd.DataFrame:
     The cells of a label that are not contradicted have a row, too, with no other type.
     """
     rows = []
-    of = table.groupby("label", sort=True).size()
+    of = table["label"].value_counts().to_dict()
     like = table["like"].where(table["margin"] > most, "")
     for (label, other), own in table.groupby(["label", like], sort=True):
         share = len(own) / of[label] if other and len(own) >= FEWEST_CELLS else 0.0
