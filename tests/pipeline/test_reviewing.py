@@ -141,12 +141,13 @@ def test_names_stay_names(project, tmp_path):
     """Whatever a user called a type, a stage or a reason: it is text, in the page and in its charts."""
     document, mapped = review(project, sides(project))
     renamed = json.loads(json.dumps([document, mapped]).replace('"Mono"', json.dumps(HOSTILE)))
-    renamed[0]["decisions"]["served"] = [
-        {"entry": 1, "kind": "promote", "time": "2026-01-01T00:00", "who": HOSTILE, "why": HOSTILE}
-    ]
+    ended = {"entry": 2, "kind": "rollback", "time": "2026-01-02T00:00:00", "who": "B", "why": "T cells"}
+    made = {"entry": 1, "kind": "promote", "time": "2026-01-01T00:00", "who": HOSTILE, "why": HOSTILE}
+    renamed[0]["decisions"]["served"] = [{**made, "until": ended}]
     page = write_version_page(*renamed, tmp_path / "page.html")
     text = page.read_text()
     assert "<img src=x" not in text
+    assert "Rolled back 2026-01-02T00:00 by B: T cells." in text
     assert text.count("<script") == text.count("</script>")
     values = json.dumps(spec(text, "confusion"))
     assert json.dumps(HOSTILE)[1:-1] in values

@@ -206,7 +206,9 @@ def test_a_broken_suite_is_refused_with_its_file_and_expectation(tmp_path, name,
 
 def test_a_column_that_is_not_there_is_refused_with_the_one_that_is_meant(tmp_path):
     write_suite(tmp_path / "gate", "types", E.ExpectColumnValuesToBeBetween(column="cels", min_value=1))
-    with pytest.raises(GateError, match=r"types.json, expectation 1 .*'cels' \(did you mean 'cells'\?\)"):
+    with pytest.raises(
+        GateError, match=r"types.json, expectation 1 .*'cels'; it has .*; did you mean 'cells'\?"
+    ):
         judged(tmp_path)
 
 
