@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from canal.report.cell_tables import explanation_table, marker_table
+from canal.report.cell_tables import explanation_table, marker_table, unlearned_group
 from tests.report.test_terminal import rendered
 
 TYPES = ("B", "CD16-positive, CD56-dim natural killer cell", "[bold]T[/bold]")
@@ -50,3 +50,18 @@ def test_markers_of_a_file_break_no_gene_either():
     found = [{"cell_type": name, "n_cells": 100, "genes": genes} for name in TYPES]
     words = re.split(r"\s+", rendered(explanation_table(found), 64))
     assert set(GENES) <= set(words)
+
+
+def test_of_the_genes_of_another_basis_the_first_are_named_and_how_many_there_are():
+    """`canal unlearn --dry-run` printed all two hundred."""
+    other = [f"GENE{n}" for n in range(200)]
+    document = {
+        "source": "lung", "n_cells": 12, "n_summed": 9, "versions": {"lung": {"before": 2, "after": None}},
+        "lost_types": [], "not_calibrated": [], "basis": {"lung": {"other": other}}, "champion": None,
+        "retired": [],
+    }  # fmt: skip
+    told = " ".join(rendered(unlearned_group(document, dry_run=True), 200).split())
+    assert "200 genes would be others: GENE0, GENE1, GENE2, GENE3, GENE4 and 195 more (--json names" in told
+    document["basis"] = {"lung": {"other": other[:2]}}
+    told = rendered(unlearned_group(document, dry_run=True), 200)
+    assert "2 genes would be others: GENE0, GENE1\n" in told

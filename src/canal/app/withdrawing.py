@@ -124,13 +124,15 @@ def remainder_of(project: Project, stage: str, folder: Path, withdrawal: Withdra
         leaves |= split["batch"] == withdrawal.batch
     unknown = withdrawal.ids - set(split["cell_id"])
     if unknown or not leaves.any():
+        near = ""
         if withdrawal.batch is not None:
             asked, what = f"batch {withdrawal.batch!r}", "batches such as"
             known = sorted(set(split["batch"]))[:_EXAMPLES]
+            near = did_you_mean(withdrawal.batch, split["batch"])
         else:
             asked = f"{len(unknown):,} of the {len(withdrawal.ids):,} named cells"
             what, known = "unknown are, for example,", sorted(one[:80] for one in unknown)[:_EXAMPLES]
-        raise HistoryError(f"{stage} has no {asked} of {withdrawal.source}: {what} {', '.join(known)}")
+        raise HistoryError(f"{stage} has no {asked} of {withdrawal.source}: {what} {', '.join(known)}{near}")
     gone, rest = split[leaves], split[~leaves].reset_index(drop=True)
     summed = gone[gone["set"].isin(SUMMED)]
     if not rest["set"].isin(SUMMED).any():

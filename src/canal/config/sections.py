@@ -75,8 +75,8 @@ class Gate(Section):
     max_confused: float = Field(default=0.5, gt=0, le=1)
     """Share of a label's cells that the parent's model may call one other known type; above: a warning."""
     max_contradiction: float = Field(default=0.95, gt=0, le=1)
-    """Margin by which the parent's sums may call a cell another known type; above: a warning, and the cell is
-    listed in `labels/STAGE.json`."""
+    """Margin by which the parent's sums may call a cell another known type; above, the cell is listed in
+    `labels/STAGE.json`, and five cells and 5 % of a label called one other type are a warning."""
 
 
 class Split(Section):

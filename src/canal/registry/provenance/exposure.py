@@ -275,7 +275,7 @@ def find_cells(cells_seen: CellsSeen, query: CellQuery) -> MatchedCells:
         if rows.empty:
             raise RegistryError(
                 f"no registered version knows a batch {str(query.batch)[:80]!r} of {query.source}; there "
-                f"are {listed(sorted(set(known)), EXAMPLES)}"
+                f"are {listed(sorted(set(known)), EXAMPLES)}{did_you_mean(query.batch, known)}"
             )
     if query.cell is not None:
         rows = _of_cell(rows, query.cell)
