@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.app.project import Project
-from canal.core.errors import DataError, HistoryError, SumsError
+from canal.core.errors import DataError, HistoryError, SumsError, did_you_mean
 from canal.core.files import parse_json
 from canal.data.panel import choose_panel
 from canal.data.prepared import PreparedCells
