@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from canal.app.project import Project
 from canal.cli import app
-from canal.registry.audit import full_audit
+from canal.registry.audit.opening import Opening
 from tests.support.cells import make_adata, make_document, source_of, write_adata
 from tests.support.outputs import complaints, words_of
 from tests.support.warm import REPOSITORY, warmly
@@ -184,8 +184,8 @@ def line(learned, tmp_path_factory) -> Line:
 @pytest.fixture
 def unopened(monkeypatch):
     """Leave the child process out that opens each version: what it finds is tried in test_opening.py."""
-    monkeypatch.setattr(full_audit.Opening, "start", lambda self: self)
-    monkeypatch.setattr(full_audit.Opening, "report", lambda self, log: None)
+    monkeypatch.setattr(Opening, "start", lambda self: self)
+    monkeypatch.setattr(Opening, "report", lambda self, log: None)
 
 
 def copied(original: Line, root: Path) -> Line:

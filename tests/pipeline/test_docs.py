@@ -46,7 +46,7 @@ NOT_RUN = {
     ),
     ("docs/backends.md", "canal ledger --catch-up"): "the same",
     ("docs/serving.md", "canal serve"): "runs until it is told to end: tests/pipeline/test_serve.py",
-    ("docs/tuning.md", "canal ui"): "runs until it is told to end: tests/registry/test_decisions.py",
+    ("docs/tuning.md", "canal registry ui"): "runs until it is told to end: tests/registry/test_decisions.py",
     ("docs/registry.md", 'canal ledger anchor --by "A. Person"'): (
         "the line before commits the ledger, and is no command of canal: tests/pipeline/test_walk.py"
     ),

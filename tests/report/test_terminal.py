@@ -133,7 +133,7 @@ def test_the_next_commands_can_be_copied_whole():
         "canal annotate your.h5ad -o labelled.h5ad",
         "canal stage add NAME --file F ...",
         "canal report",
-        "canal ui",
+        "canal registry ui",
     ):
         assert any(line.strip().startswith(command) for line in lines), command
 

@@ -45,7 +45,6 @@ def add_to(to: typer.Typer) -> None:
     to.command(epilog=examples("canal plan", "canal plan --json | jq '.stages[] | {stage, fate}'"))(plan)
     to.command(epilog=examples("canal run", "canal run --dry-run"))(run)
     to.command(epilog=examples("canal status", "canal status --json | jq '.needs[].command'"))(status)
-    to.command(epilog=examples("canal ui", "canal ui --port 5050"))(ui)
     to.command(epilog=examples("canal doctor", "canal doctor --json | jq '.[] | .found'"))(doctor)
     to.command(epilog=examples("canal upgrade --dry-run", "canal upgrade"))(upgrade)
 
@@ -196,17 +195,6 @@ def run(dry_run: DryRun = False, root: Root = None, as_json: AsJson = False) -> 
         _plan(root, as_json)
         return
     raise typer.Exit(app.running.main(root, as_json))
-
-
-def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of this machine.")] = 5000,
-    root: Root = None,
-) -> None:
-    """Open MLflow's pages: runs, curves, models.
-
-    Of the project's store, for this machine alone, until Ctrl-C ends them.
-    """
-    raise typer.Exit(app.versions.mlflow_pages(open_project(root), port))
 
 
 def _plan(root: Path | None, as_json: bool) -> None:

@@ -39,7 +39,6 @@ PANELS = {
         "diff",
         "report",
         "registry",
-        "ui",
     ),
     "Prove": ("lineage", "impact", "audit", "ledger", "keys", "unlearn", "erase", "schema"),
     "Share": ("export", "import", "share", "merge"),
@@ -211,6 +210,18 @@ def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = Fal
         show_result({"versions": rows, "evaluations": measured}, as_json)
         return
     show_result(lineage_report(measured, rows), as_json=False)
+
+
+@registry_app.command("ui", epilog=examples("canal registry ui", "canal registry ui --port 5050"))
+def registry_ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of this machine.")] = 5000,
+    root: Root = None,
+) -> None:
+    """Open MLflow's pages: runs, curves, models.
+
+    Of the project's store, for this machine alone, until Ctrl-C ends them.
+    """
+    raise typer.Exit(app.versions.mlflow_pages(open_project(root), port))
 
 
 @registry_app.command(

@@ -180,7 +180,7 @@ def _commands(version: int | str) -> list[tuple[str, str]]:
         ("canal annotate your.h5ad -o labelled.h5ad", "name your cells' types"),
         ("canal stage add NAME --file F ...", "teach it another data set"),
         ("canal report", "all of this on one page"),
-        ("canal ui", "runs, curves, registry as MLflow shows them"),
+        ("canal registry ui", "runs, curves, registry as MLflow shows them"),
     ]
 
 
