@@ -10,9 +10,9 @@ from canal.annotation.options import Options as Options
 from canal.annotation.summary import Changes, label_changes
 from canal.app.hooks import Event, announce
 from canal.app.models import load_annotator
-from canal.app.project import Project
+from canal.app.project import Project as Project
+from canal.app.scoring import Gathered, gather_evidence, parent_of
 from canal.app.scoring import compare as compare
-from canal.app.scoring import gather_evidence, parent_of
 from canal.config.decisions import Action
 from canal.core.errors import LedgerError, RegistryError
 from canal.registry.ledger.git_history import GitFile
@@ -43,6 +43,8 @@ class Judgement:
         The version that it was compared with: the champion, or its parent where none serves yet.
     too_few : str
         Why stages and types with too few test cells were let pass; empty where they were not.
+    gathered : Gathered or None
+        What it was judged by.
     """
 
     version: Version
@@ -50,6 +52,7 @@ class Judgement:
     rulings: Sequence[Ruling]
     compared: Version | None = None
     too_few: str = ""
+    gathered: Gathered | None = None
 
     @property
     def passed(self) -> bool:
@@ -100,9 +103,9 @@ def judge_version(
     champion = promotion.holder(store, CHAMPION)
     promotion.require_other(version, champion)
     other = champion or parent_of(project, version)
-    evidence, _ = gather_evidence(project, version, other)
-    rulings = override(judge(project.config.policy, evidence), overrides, too_few=bool(too_few))
-    return Judgement(version, champion, rulings, other, too_few)
+    gathered = gather_evidence(project, version, other)
+    rulings = judge(project.config.policy, gathered.evidence)
+    return Judgement(version, champion, override(rulings, overrides, bool(too_few)), other, too_few, gathered)
 
 
 def promote(project: Project, judgement: Judgement, decision: Decision) -> Entry:

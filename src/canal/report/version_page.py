@@ -6,27 +6,23 @@ anything. A type has the colour that it has in every figure of canal.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from canal.annotation.places import type_colours
-from canal.core.files import new_file
 from canal.core.packages import named_packages
 from canal.quality.verdict import RuleResult
 from canal.registry.ledger.rulings import TOO_FEW
 from canal.report.canvas import write_html
 from canal.report.documents import method_lines
 from canal.report.gate_tables import finding
-from canal.report.page import FILTERS, decimal, percent
+from canal.report.page import FILTERS, percent
 from canal.report.version_charts import charts
 
 Document = Mapping[str, Any]
 _WORST = 6
-_LOW_RECALL = 0.8
 
 
 @named_packages("`canal report`")
@@ -59,7 +55,7 @@ def write_version_page(document: Document, mapped: Document | None, out: Path) -
         "method": list(method_lines(document["method"])),
         "markers": document["markers"],
         "kept": _kept(document),
-        "card": card(document),
+        "card": document["card"],
         "charts": charts(document, mapped),
         "colours": list(type_colours(document["evaluation"]["labels"]).items()),
         "library": javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
@@ -187,82 +183,3 @@ def _kept(document: Document) -> list[Document]:
         for row in rows:
             totals[name][row["cell_type"]] = totals[name].get(row["cell_type"], 0) + row["n"]
     return [{"cell_type": label, **{name: totals[name].get(label, 0) for name in totals}} for label in labels]
-
-
-# The model card.
-
-
-def write_card(document: Document, out: Path) -> Path:
-    """Write the model card as Markdown with the header of Hugging Face's model cards; return its path."""
-    version, evaluation = document["version"], document["evaluation"]
-    licences = sorted({one["licence"] for one in document["sources"] if one["licence"]})
-    results = {stage: value for stage, value in evaluation["row"].items() if value is not None}
-    header: dict[str, Any] = {
-        "library_name": "canal-cells",
-        "tags": ["single-cell", "rna-seq", "cell-type-annotation", "continual-learning"],
-        "license": licences[0] if len(licences) == 1 else "other",
-        "model_name": f"{version['model']} {version['number']} ({version['stage']})",
-        "metrics": ["accuracy"],
-        "canal": {"key": version["key"], "accuracy": results, "licences_of_data": licences},
-    }
-    # JSON is YAML, whatever a stage or a licence is called.
-    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in header.items()), "---", ""]
-    lines += [f"# {version['model']} {version['number']}: {_marked(version['stage'])}", ""]
-    for heading, sentences in card(document):
-        lines += [f"## {heading}", "", *(f"- {_marked(one)}" for one in sentences), ""]
-    with new_file(out) as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
-    return out
-
-
-def _marked(text: str) -> str:
-    """Return text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_\[\]<>#|!&])", r"\\\1", " ".join(text.split()))
-
-
-_USE = (
-    "Labels cells of single-cell RNA-seq data of the tissues it learned, as a first draft that a person "
-    "checks. Not for diagnosis or decisions about patients."
-)
-_ETHICS = (
-    "Cells come from people. What the version keeps of them (bank, probe cells, sums) is listed under What "
-    "it keeps; a withdrawn consent is honoured by canal unlearn and canal erase."
-)
-
-
-def card(document: Document) -> list[tuple[str, list[str]]]:
-    """Return the model card: headings of the Hugging Face model card, each with its sentences."""
-    version, evaluation = document["version"], document["evaluation"]
-    labels, threshold = evaluation["labels"], evaluation["novelty"].get("threshold")
-    types = ", ".join(
-        f"{row['cell_type']} ({row['sums']:,} cells)" if row.get("sums") else row["cell_type"]
-        for row in _kept(document)
-    )
-    data = [
-        f"{one['stage']}: {one['citation'] or 'no citation declared'}; "
-        f"licence {one['licence'] or 'not declared'}."
-        for one in document["sources"]
-    ]
-    measured = [
-        f"{stage}: {percent(value)} of its test cells are named rightly."
-        for stage, value in evaluation["row"].items()
-        if value is not None
-    ]
-    limits = [
-        f"{one['cell_type']} of {one['stage']}: {percent(one['recall'])} of {one['n']:,} test cells are "
-        "named rightly."
-        for one in sorted(document["types"], key=lambda row: row["recall"])
-        if one["recall"] < _LOW_RECALL
-    ]
-    unknown = f"Cells of a novelty above {decimal(threshold)} are called Unassigned."
-    if threshold is None:
-        unknown = "It has no threshold: no cell is called Unassigned."
-    return [
-        ("Intended use", [_USE, f"Knows {len(labels)} cell types: {types}."]),
-        ("Training data", data or ["It was learned elsewhere; its bundle names its sources."]),
-        ("Evaluation", measured or ["No test cells of it are here."]),
-        ("Limits", limits or [f"No type has a recall below {percent(_LOW_RECALL)}."]),
-        ("Unknown cells", [unknown]),
-        ("Ethics", [_ETHICS]),
-        ("Version", [f"{version['model']} {version['number']} ({version['stage']}), key {version['key']}."]),
-    ]
