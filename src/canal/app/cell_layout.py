@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
 
 from canal.app.models import LoadedModels
 from canal.continual.cells import LabelledCells, StoredCells, load_cells
-from canal.core.files import new_file
+from canal.core.files import scratch_folder
 from canal.registry.store.database import Version
+from canal.report.beside import Beside, make_layout
 from canal.report.plots import tsne_places
 
 Document = dict[str, Any]
@@ -32,40 +33,79 @@ _LAYOUTS = 20
 """Layouts that are kept, the newest."""
 
 
-def mapped_cells(
-    loaded: LoadedModels, version: Version, other: Version | None, folder: Path
-) -> Document | None:
-    """Return the cells with both versions' answers and a place; None where too few or too many are kept.
+class CellMap:
+    """The cells that a version keeps, answered by it; their layout is made meanwhile.
 
     Parameters
     ----------
-    version, other
-        The version that kept them, and the one that it is compared with.
+    loaded
+        The project's annotators.
+    version
+        The version.
     folder
-        The version's files.
+        Its files.
     """
-    stored = _stored(folder)
-    if stored is None:
-        return None
-    cells = stored.cells.take(_spread(stored.cells))
-    answer, embedding = loaded.of(version).predict_represented(cells.expression)
-    columns = {
-        "cell_id": cells.cell_ids,
-        "stage": cells.stages,
-        "truth": cells.cell_types,
-        "after": answer.labels,
-        "confidence": np.round(answer.confidence.astype(float), 4).tolist(),
-        "novelty": np.round(answer.novelty.astype(float), 4).tolist(),
-    }
-    if other is not None and not other.erased:
-        before = loaded.of(other)
-        if set(before.genes) <= set(stored.genes):
-            genes = [stored.genes.index(gene) for gene in before.genes]
-            columns["before"] = before.predict(cells.expression[:, genes]).labels
-    places = _places(embedding, loaded.project.layout.layouts)
-    columns["x"], columns["y"] = np.round(places.astype(np.float64), 3).T.tolist()
-    rows = zip(*columns.values(), strict=True)
-    return {"kept": len(stored.cells), "cells": [dict(zip(columns, row, strict=True)) for row in rows]}
+
+    def __init__(self, loaded: LoadedModels, version: Version, folder: Path) -> None:
+        self.loaded, self.stored = loaded, _stored(folder)
+        if self.stored is None:
+            return
+        self.cells = self.stored.cells.take(_spread(self.stored.cells))
+        self.answer, self.embedding = loaded.of(version).predict_represented(self.cells.expression)
+        self._layout = _Layout(self.embedding, loaded.project.layout.layouts)
+
+    def document(self, other: Version | None) -> Document | None:
+        """Return the cells with both versions' answers and a place; None where too few or many are kept."""
+        if self.stored is None:
+            return None
+        columns = {
+            "cell_id": self.cells.cell_ids,
+            "stage": self.cells.stages,
+            "truth": self.cells.cell_types,
+            "after": self.answer.labels,
+            "confidence": np.round(self.answer.confidence.astype(float), 4).tolist(),
+            "novelty": np.round(self.answer.novelty.astype(float), 4).tolist(),
+        }
+        if other is not None and not other.erased:
+            before = self.loaded.of(other)
+            if set(before.genes) <= set(self.stored.genes):
+                genes = [self.stored.genes.index(gene) for gene in before.genes]
+                columns["before"] = before.predict(self.cells.expression[:, genes]).labels
+        columns["x"], columns["y"] = np.round(self._layout.places().astype(np.float64), 3).T.tolist()
+        rows = zip(*columns.values(), strict=True)
+        return {
+            "kept": len(self.stored.cells),
+            "cells": [dict(zip(columns, row, strict=True)) for row in rows],
+        }
+
+
+class _Layout:
+    """The layout of an embedding: the kept one of the same digest, or one that is made meanwhile and kept."""
+
+    def __init__(self, embedding: np.ndarray, kept: Path) -> None:
+        self.embedding = np.ascontiguousarray(embedding)
+        digest = hashlib.sha256(self.embedding.tobytes())
+        shape = f"{embedding.shape} {embedding.dtype} {_ITERATIONS} {installed('scikit-learn')}"
+        digest.update(shape.encode())
+        self._scratch = ExitStack()
+        path, source = kept / f"{digest.hexdigest()}.npy", ""
+        if not path.is_file():
+            source = str(self._scratch.enter_context(scratch_folder("layout")) / "embedding.npy")
+            np.save(source, self.embedding, allow_pickle=False)
+        self._made = Beside(path, make_layout, source, str(_ITERATIONS))
+
+    def places(self) -> np.ndarray:
+        """Return the places, ``(n_cells, 2)``."""
+        with self._scratch:
+            path = self._made.wait()
+        if path is not None:
+            with suppress(ValueError, OSError):
+                places: np.ndarray = np.load(path, allow_pickle=False)
+                if places.shape == (len(self.embedding), 2):
+                    for old in sorted(path.parent.iterdir(), key=lambda one: one.stat().st_mtime)[:-_LAYOUTS]:
+                        old.unlink(missing_ok=True)
+                    return places
+        return tsne_places(self.embedding, _ITERATIONS)  # in a folder that this user may not write
 
 
 def _stored(folder: Path) -> StoredCells | None:
@@ -86,23 +126,3 @@ def _spread(cells: LabelledCells) -> np.ndarray:
     share = min(1.0, _SHOWN / len(cells))
     chosen = [rows[: max(FEWEST, round(share * len(rows)))] for rows in groups.values()]
     return np.sort(np.concatenate(chosen))
-
-
-def _places(embedding: np.ndarray, kept: Path) -> np.ndarray:
-    """Return the layout of an embedding: the kept one of the same digest, or a new one, which is kept."""
-    digest = hashlib.sha256(np.ascontiguousarray(embedding).tobytes())
-    digest.update(f"{embedding.shape} {embedding.dtype} {_ITERATIONS} {sklearn.__version__}".encode())
-    path = kept / f"{digest.hexdigest()}.npy"
-    if path.is_file():
-        with suppress(ValueError, OSError):
-            places: np.ndarray = np.load(path, allow_pickle=False)
-            if places.shape == (len(embedding), 2):
-                return places
-    places = tsne_places(embedding, _ITERATIONS)
-    with suppress(OSError):  # of a folder that this user may not write
-        kept.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as temporary, temporary.open("wb") as stream:
-            np.save(stream, places, allow_pickle=False)
-        for old in sorted(kept.glob("*.npy"), key=lambda one: one.stat().st_mtime)[:-_LAYOUTS]:
-            old.unlink(missing_ok=True)
-    return places

@@ -9,7 +9,7 @@ from canal.annotation.annotate import label_h5ad
 from canal.annotation.options import Options as Options
 from canal.annotation.summary import Changes, label_changes
 from canal.app.hooks import Event, announce
-from canal.app.models import load_annotator
+from canal.app.models import LoadedModels, load_annotator
 from canal.app.project import Project as Project
 from canal.app.scoring import Gathered, gather_evidence, parent_of
 from canal.app.scoring import compare as compare
@@ -103,7 +103,7 @@ def judge_version(
     champion = promotion.holder(store, CHAMPION)
     promotion.require_other(version, champion)
     other = champion or parent_of(project, version)
-    gathered = gather_evidence(project, version, other)
+    gathered = gather_evidence(LoadedModels(project), version, other)
     rulings = judge(project.config.policy, gathered.evidence)
     return Judgement(version, champion, override(rulings, overrides, bool(too_few)), other, too_few, gathered)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.annotation.markers import model_markers
-from canal.app.cell_layout import mapped_cells
+from canal.app.cell_layout import CellMap
+from canal.app.models import LoadedModels
 from canal.app.project import Project
 from canal.app.promoting import Judgement
 from canal.app.scoring import (
@@ -42,6 +43,7 @@ from canal.registry.promotion.policy import judge
 from canal.registry.store.database import Version
 from canal.registry.store.shown import read_shown
 from canal.registry.versions.history import current_evaluation
+from canal.report.beside import Beside, library, library_name, make_library
 from canal.report.version_page import write_version_page
 from canal.tuning.document import TUNED_FILE
 
@@ -86,11 +88,12 @@ def write_pages(
     """
     if wanted is None and not any(one.ready for one in project.store.versions()):
         return write_page(project, output / "index.html"), {}
+    drawing = _library(project)
     document, mapped = review(project, sides(project, wanted, against))
     if training and evaluations(project):
         write_page(project, output / TRAINING)
         document["training"] = TRAINING
-    return _write(document, mapped, output), document
+    return _write(document, mapped, drawing, output), document
 
 
 def write_decision(project: Project, judgement: Judgement) -> Path | None:
@@ -101,18 +104,25 @@ def write_decision(project: Project, judgement: Judgement) -> Path | None:
     told, and None returned: a page is no reason to fail a promotion.
     """
     try:
+        drawing = _library(project)
         version = project.store.version(str(judgement.version.number))
         role = "" if judgement.compared is None else CHAMPION if judgement.champion else PARENT
         document, mapped = review(project, Sides(version, judgement.compared, role), judgement)
-        return _write(document, mapped, project.layout.root / "report")
+        return _write(document, mapped, drawing, project.layout.root / "report")
     except Exception as error:
         tell(f"the page could not be written ({error}): canal report {judgement.version.number}")
         return None
 
 
-def _write(document: Document, mapped: Document | None, output: Path) -> Path:
+def _library(project: Project) -> Beside:
+    return Beside(project.layout.private / library_name(), make_library)
+
+
+def _write(document: Document, mapped: Document | None, drawing: Beside, output: Path) -> Path:
     _card(document).write(output / README)
-    return write_version_page(document, mapped, output / "index.html")
+    kept = drawing.wait()
+    script = library() if kept is None else kept.read_text(encoding="utf-8")
+    return write_version_page(document, mapped, script, output / "index.html")
 
 
 def _card(document: Document) -> Card:
@@ -196,7 +206,10 @@ def review(
     folder = store.artifacts(version)
     key, record = read_key(folder), read_record(folder)
     gathered = None if judgement is None else judgement.gathered
-    gathered = gathered or gather_evidence(project, version, pair.other)
+    loaded = LoadedModels(project) if gathered is None else gathered.loaded
+    with doing("laying out the cells that the version keeps to watch forgetting"):
+        cells = CellMap(loaded, version, folder)
+    gathered = gathered or gather_evidence(loaded, version, pair.other)
     evidence, scored = gathered.evidence, gathered.scored
     rulings = judge(policy, evidence) if judgement is None else judgement.rulings
     evaluation, compared = evidence.evaluation, evidence.comparison
@@ -226,9 +239,9 @@ def review(
         "sources": list(_data(project, ancestors)),
     }
     shown["card"] = _card(shown).sections()
+    markers = [one.to_json() for one in model_markers(loaded.of(version), _MARKERS)]
     with doing("laying out the cells that the version keeps to watch forgetting"):
-        markers = [one.to_json() for one in model_markers(gathered.loaded.of(version), _MARKERS)]
-        return {**shown, "markers": markers}, mapped_cells(gathered.loaded, version, pair.other, folder)
+        return {**shown, "markers": markers}, cells.document(pair.other)
 
 
 def _about(version: Version, key: Mapping[str, Any], record: Mapping[str, Any]) -> Document:

@@ -128,12 +128,12 @@ def parent_of(project: Project, version: Version) -> Version | None:
     return next((one for one in project.store.versions() if one.ready and one.key == key), None)
 
 
-def gather_evidence(project: Project, version: Version, other: Version | None) -> Gathered:
+def gather_evidence(loaded: LoadedModels, version: Version, other: Version | None) -> Gathered:
     """Return what the policy judges a version by, beside another, and both versions' answers.
 
     Of one whose files were erased no answers are left, and nothing can be shown to be kept.
     """
-    loaded = LoadedModels(project)
+    project = loaded.project
     store, folder = project.store, project.store.artifacts(version)
     findings = [str(one) for one in audit(store, project.layout, project.config, [version]).findings]
     scored = None if other is None or other.erased else score_versions(loaded, other, version)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 
 from canal.core.progress import percent
-from canal.registry.provenance.lineage import BANK, SUMS
 from canal.report.canvas import write_html
 from canal.report.listing import Branch, text
 
@@ -52,7 +51,7 @@ WIDTH, HEIGHT = 158, 46
 """Of a box of short names; all are as wide as the longest name needs."""
 GAP_X, GAP_Y = 36, 14
 _BAND = 22
-_HANDED = {BANK: "bank", SUMS: "sums"}
+_HANDED = {"keeps bank cells of": "bank", "keeps the sums of": "sums"}  # BANK, SUMS of provenance.lineage
 _BESIDE = {"bank": 26, "sums": -26}
 """Units beside the line of the version itself."""
 _MARGIN = 8

@@ -1,7 +1,7 @@
 """The page a reviewer promotes by: one version beside another, as one offline HTML file.
 
-Charts are drawn in the browser by the copy of Vega that vl-convert carries: the page asks no server for
-anything. A type has the colour that it has in every figure of canal.
+Charts are drawn in the browser by the copy of Vega that stands in the page: it asks no server for anything.
+A type has the colour that it has in every figure of canal.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _WORST = 6
 
 
 @named_packages("`canal report`")
-def write_version_page(document: Document, mapped: Document | None, out: Path) -> Path:
+def write_version_page(document: Document, mapped: Document | None, library: str, out: Path) -> Path:
     """Write the page of a version; the same documents give the same bytes.
 
     Parameters
     ----------
     document, mapped
         As `canal.app.reviewing.review` returns them.
+    library
+        The drawing library; see `canal.report.beside`.
     out
         The HTML file to write.
     """
-    from vl_convert import javascript_bundle
-
     values = {
         "d": document,
         "verdict": verdict(document),
@@ -58,7 +58,7 @@ def write_version_page(document: Document, mapped: Document | None, out: Path) -
         "card": document["card"],
         "charts": charts(document, mapped),
         "colours": list(type_colours(document["evaluation"]["labels"]).items()),
-        "library": javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+        "library": library.replace("</script", "<\\/script"),
     }
     return write_html("version.html", out, values, FILTERS)
 
