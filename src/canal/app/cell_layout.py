@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from canal.app.models import LoadedModels
+from canal.app.project import Project
 from canal.continual.cells import LabelledCells, StoredCells, load_cells
 from canal.core.files import scratch_folder
 from canal.registry.store.database import Version
@@ -29,6 +30,7 @@ FEWEST, MOST = 5, 3000
 _SHOWN = 800
 """Cells of a map: more dots would cover each other, and take seconds."""
 _ITERATIONS = 500
+_KEY = 16
 _LAYOUTS = 20
 """Layouts that are kept, the newest."""
 
@@ -52,7 +54,12 @@ class CellMap:
             return
         self.cells = self.stored.cells.take(_spread(self.stored.cells))
         self.answer, self.embedding = loaded.of(version).predict_represented(self.cells.expression)
-        self._layout = _Layout(self.embedding, loaded.project.layout.layouts)
+        self._layout = _Layout(self.embedding, loaded.project.layout.layouts, version.key[:_KEY])
+
+    @staticmethod
+    def is_laid_out(project: Project, version: Version) -> bool:
+        """Whether the layout of a version's cells is kept, so that their map takes no time."""
+        return any(project.layout.layouts.glob(f"{version.key[:_KEY]}-*.npy"))
 
     def document(self, other: Version | None) -> Document | None:
         """Return the cells with both versions' answers and a place; None where too few or many are kept."""
@@ -82,13 +89,13 @@ class CellMap:
 class _Layout:
     """The layout of an embedding: the kept one of the same digest, or one that is made meanwhile and kept."""
 
-    def __init__(self, embedding: np.ndarray, kept: Path) -> None:
+    def __init__(self, embedding: np.ndarray, kept: Path, name: str) -> None:
         self.embedding = np.ascontiguousarray(embedding)
         digest = hashlib.sha256(self.embedding.tobytes())
         shape = f"{embedding.shape} {embedding.dtype} {_ITERATIONS} {installed('scikit-learn')}"
         digest.update(shape.encode())
         self._scratch = ExitStack()
-        path, source = kept / f"{digest.hexdigest()}.npy", ""
+        path, source = kept / f"{name}-{digest.hexdigest()}.npy", ""
         if not path.is_file():
             source = str(self._scratch.enter_context(scratch_folder("layout")) / "embedding.npy")
             np.save(source, self.embedding, allow_pickle=False)

@@ -43,7 +43,7 @@ from canal.registry.promotion.policy import judge
 from canal.registry.store.database import Version
 from canal.registry.store.shown import read_shown
 from canal.registry.versions.history import current_evaluation
-from canal.report.beside import Beside, library, library_name, make_library
+from canal.report.beside import Beside, library, library_path, make_library
 from canal.report.version_page import write_version_page
 from canal.tuning.document import TUNED_FILE
 
@@ -88,7 +88,7 @@ def write_pages(
     """
     if wanted is None and not any(one.ready for one in project.store.versions()):
         return write_page(project, output / "index.html"), {}
-    drawing = _library(project)
+    drawing = Beside(library_path(), make_library)
     document, mapped = review(project, sides(project, wanted, against))
     if training and evaluations(project):
         write_page(project, output / TRAINING)
@@ -100,11 +100,12 @@ def write_decision(project: Project, judgement: Judgement) -> Path | None:
     """Write the page of a judged version into ``report/`` of the project; return its path.
 
     `canal promote` calls it once it has decided, so that the page says who serves and why, or what would
-    have to change. All that takes long was gathered for the judgement: seconds are left. What goes wrong is
-    told, and None returned: a page is no reason to fail a promotion.
+    have to change. All that takes long was gathered for the judgement, and genes and map are left out unless
+    their layout is kept from `canal report`: a second is left, and a person who promotes need not wait for
+    more. What goes wrong is told, and None returned: a page is no reason to fail a promotion.
     """
     try:
-        drawing = _library(project)
+        drawing = Beside(library_path(), make_library)
         version = project.store.version(str(judgement.version.number))
         role = "" if judgement.compared is None else CHAMPION if judgement.champion else PARENT
         document, mapped = review(project, Sides(version, judgement.compared, role), judgement)
@@ -112,10 +113,6 @@ def write_decision(project: Project, judgement: Judgement) -> Path | None:
     except Exception as error:
         tell(f"the page could not be written ({error}): canal report {judgement.version.number}")
         return None
-
-
-def _library(project: Project) -> Beside:
-    return Beside(project.layout.private / library_name(), make_library)
 
 
 def _write(document: Document, mapped: Document | None, drawing: Beside, output: Path) -> Path:
@@ -195,7 +192,8 @@ def review(
     pair
         The version, and the one that it is compared with.
     judgement
-        A judgement of this version beside this other one, whose evidence is used; else it is judged now.
+        A judgement of this version beside this other one, whose evidence is used; else it is judged now. Of a
+        judged version, genes and map are left out unless the layout of its cells is kept.
 
     Raises
     ------
@@ -207,8 +205,9 @@ def review(
     key, record = read_key(folder), read_record(folder)
     gathered = None if judgement is None else judgement.gathered
     loaded = LoadedModels(project) if gathered is None else gathered.loaded
+    brief = judgement is not None and not CellMap.is_laid_out(project, version)
     with doing("laying out the cells that the version keeps to watch forgetting"):
-        cells = CellMap(loaded, version, folder)
+        cells = None if brief else CellMap(loaded, version, folder)
     gathered = gathered or gather_evidence(loaded, version, pair.other)
     evidence, scored = gathered.evidence, gathered.scored
     rulings = judge(policy, evidence) if judgement is None else judgement.rulings
@@ -239,6 +238,8 @@ def review(
         "sources": list(_data(project, ancestors)),
     }
     shown["card"] = _card(shown).sections()
+    if cells is None:
+        return {**shown, "markers": None}, None
     markers = [one.to_json() for one in model_markers(loaded.of(version), _MARKERS)]
     with doing("laying out the cells that the version keeps to watch forgetting"):
         return {**shown, "markers": markers}, cells.document(pair.other)

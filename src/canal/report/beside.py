@@ -13,6 +13,8 @@ from contextlib import suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from canal.core.files import new_file
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
@@ -50,9 +52,9 @@ class Beside:
         return self.path if self.path.is_file() else None
 
 
-def library_name() -> str:
-    """Return the name of the drawing library's file, which follows from the installed package."""
-    return f"vega-{installed('vl-convert-python')}.js"
+def library_path() -> Path:
+    """Return the file of the drawing library in this user's cache; it follows from the installed package."""
+    return user_cache_path("canal", appauthor=False) / f"vega-{installed('vl-convert-python')}.js"
 
 
 def library() -> str:

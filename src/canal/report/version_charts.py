@@ -72,7 +72,10 @@ def _drawn(document: Document, mapped: Document | None) -> Iterator[tuple[str, s
 def _said_of_changes(changed: Sequence[Document]) -> str:
     lost = sum(one["change"]["high"] < 0 for one in changed)
     gained = sum(one["change"]["low"] > 0 for one in changed)
-    words = f"Change of recall of {len(changed)} types with its interval: {lost} lost, {gained} gained"
+    many = f"{len(changed)} {'type' if len(changed) == 1 else 'types'}"
+    words = (
+        f"Change of recall of {many} with enough test cells, with its interval: {lost} lost, {gained} gained"
+    )
     worst = min(changed, key=lambda one: one["change"]["difference"])
     if worst["change"]["difference"] >= 0:
         return f"{words}."
@@ -141,11 +144,7 @@ def _changes(types: Sequence[Document]) -> Spec:
     zero = {"type": "rule", "strokeDash": [3, 3], "color": MUTED}
     return {
         "layer": [
-            _of([{"x": 0}])
-            | {
-                "mark": {"type": "rule", "strokeDash": [3, 3], "color": MUTED},
-                "encoding": {"x": _quantity("x")},
-            },
+            _of([{"x": 0}]) | {"mark": zero, "encoding": {"x": _quantity("x")}},
             _of(rows) | {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {**shared, **across}},
             _of(rows)
             | {

@@ -19,7 +19,9 @@ from canal.report.canvas import write_html
 from canal.report.documents import method_lines
 from canal.report.gate_tables import finding
 from canal.report.page import FILTERS, percent
+from canal.report.study_figures import NAMES, front_rows
 from canal.report.version_charts import charts
+from canal.report.version_findings import duration, titles
 
 Document = Mapping[str, Any]
 _WORST = 6
@@ -43,6 +45,7 @@ def write_version_page(document: Document, mapped: Document | None, library: str
         "verdict": verdict(document),
         "promotable": promotable(document),
         "to_mend": list(to_mend(document)),
+        "title": titles(document, mapped),
         "worst": worst_types(document),
         "rulings": _sorted_rulings(document),
         "matrix": _matrix(document),
@@ -51,6 +54,11 @@ def write_version_page(document: Document, mapped: Document | None, library: str
             {**one, "words": finding(RuleResult(*(one[field.name] for field in fields(RuleResult))))}
             for one in sorted(document["gate"].get("rules", ()), key=lambda one: bool(one["passed"]))
         ],
+        "alone": document["evaluation"].get("alone"),
+        "weight": document["method"].get("network_weight"),
+        "study": None if not (document["tuned"] or {}).get("trials") else front_rows(document["tuned"]),
+        "setting_names": NAMES,
+        "durations": {step: duration(spent) for step, spent in document["cost"]["seconds"].items()},
         "novelty": {"threshold": None, "holdouts": []} | dict(document["evaluation"]["novelty"]),
         "method": list(method_lines(document["method"])),
         "markers": document["markers"],
@@ -114,12 +122,19 @@ def promotable(document: Document) -> str:
 
 
 def to_mend(document: Document) -> Iterator[str]:
-    """Yield what would have to change before the version may be promoted, a sentence for each failed rule."""
+    """Yield what would have to change before the version may be promoted: a sentence for each failed rule."""
     for one in document["rulings"]:
         if one["passed"] or one["overridden"] or one["value"] == TOO_FEW:
             continue
         yield f"{one['rule']}: {one['value']}, asked for {one['bound']}" + (
             f" ({one['note']})" if one["note"] else ""
+        )
+    few = sum(one["value"] == TOO_FEW and not one["overridden"] for one in document["rulings"])
+    if few:
+        rules = "1 rule" if few == 1 else f"{few} rules"
+        yield (
+            f"{rules} had too few test cells to be judged: measure it on more cells, or let them pass for a "
+            'reason (--too-few "REASON")'
         )
 
 
