@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from markupsafe import escape
@@ -114,8 +115,15 @@ def test_what_promotion_refuses_is_refused_on_the_page_too(project):
 
 def test_an_imported_version_has_a_page(line, tmp_path):
     line.canal("export", "2", "-o", str(tmp_path / "second.zip"))
+    with ZipFile(tmp_path / "second.zip") as archive:
+        said = archive.read("README.md").decode()
+    assert "# canal-annotator 2: second" in said
+    assert "training cells" in said
     other = other_project(line, tmp_path / "other")
     other.canal("import", str(tmp_path / "second.zip"))
+    (version,) = other.project().store.versions()
+    card = (other.project().store.artifacts(version) / "README.md").read_text()
+    assert card.partition("## Intended use")[2].partition("## Version")[0] in said
     page, document = write_pages(other.project(), tmp_path / "report")
     assert document["version"]["imported"]
     assert (document["against"], document["training"]) == (None, None)

@@ -83,7 +83,9 @@ def most_confused(document: Document) -> str:
                 wrong.append((one["n"], *place, one["predicted"]))
     if not wrong:
         return "No test cell is called by another type’s name" if totals else "No test cells of it are here"
-    n, stage, truth, predicted = max(wrong)
+    n, stage, truth, predicted = max(
+        wrong, key=lambda one: (one[0], one[0] / totals[one[1], one[2]], one[1:])
+    )
     of = totals[stage, truth]
     called = f"called {predicted}: {count(n)} of {count(of)} test cells"
     return f"Most often confused: {truth} of {stage}, {called}"

@@ -198,14 +198,16 @@ class Card:
         return {
             "library_name": "canal-cells",
             "tags": ["single-cell", "rna-seq", "cell-type-annotation", "continual-learning"],
-            "license": licences[0] if len(licences) == 1 else "other",
+            "license": licences[0] if len(licences) == 1 else "other" if licences else "unknown",
             "model_name": f"{self.name} ({self.stage})",
             "metrics": ["accuracy"],
             "canal": {"key": self.key, "accuracy": results, "licences_of_data": licences},
         }
 
     def _measured(self) -> Iterator[str]:
-        for stage, one in self.evaluation["per_stage"].items():
+        measured = self.evaluation["per_stage"]
+        for stage in (name for name in self.evaluation["stages"] if name in measured):
+            one = measured[stage]
             yield (f"{stage}: {percent(one['accuracy'])} of {count(one['n'], 'test cell')} named rightly.")
         if (error := (self.evaluation["calibration"] or {}).get("ece")) is not None:
             yield f"Calibration error {error:.3f}."
