@@ -189,9 +189,10 @@ def test_promotion_writes_the_page_of_what_it_decided(line):
     assert done.exit_code == 1
     assert json.loads(done.stdout)["page"] == str(page)
     assert "Before it may serve, this would have to change" in page.read_text()
-    line.canal(
-        "promote", "2", "--by", "A. Person", "--why", "all types", "--override", "*", "--too-few", "few"
-    )
+    assert "canal report 2" in page.read_text()  # no layout is kept yet: no map
+    write_pages(project, line.root / "report", "2")
+    decided = ("--by", "A. Person", "--why", "all types", "--override", "*", "--too-few", "few")
+    line.canal("promote", "2", *decided)
     text = page.read_text()
     assert "It serves: " in text
     assert "by A. Person: all types" in text
