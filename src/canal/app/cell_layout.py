@@ -21,7 +21,6 @@ from canal.continual.cells import LabelledCells, StoredCells, load_cells
 from canal.core.files import scratch_folder
 from canal.registry.store.database import Version
 from canal.report.beside import Beside, make_layout
-from canal.report.plots import tsne_places
 
 Document = dict[str, Any]
 
@@ -112,7 +111,10 @@ class _Layout:
                     for old in sorted(path.parent.iterdir(), key=lambda one: one.stat().st_mtime)[:-_LAYOUTS]:
                         old.unlink(missing_ok=True)
                     return places
-        return tsne_places(self.embedding, _ITERATIONS)  # in a folder that this user may not write
+            path.unlink(missing_ok=True)  # damaged
+        from canal.report.plots import tsne_places  # half a second, for a folder that nobody may write
+
+        return tsne_places(self.embedding, _ITERATIONS)
 
 
 def _stored(folder: Path) -> StoredCells | None:

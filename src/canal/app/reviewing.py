@@ -17,7 +17,6 @@ from canal.annotation.markers import model_markers
 from canal.app.cell_layout import CellMap
 from canal.app.models import LoadedModels
 from canal.app.project import Project
-from canal.app.promoting import Judgement
 from canal.app.scoring import (
     Scored,
     answers_by_type,
@@ -49,6 +48,8 @@ from canal.tuning.document import TUNED_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from canal.app.promoting import Judgement
 
 Document = dict[str, Any]
 PARENT = "parent"

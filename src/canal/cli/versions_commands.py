@@ -84,7 +84,8 @@ def promote(
 ) -> None:
     """Make a version the champion if it passes the policy.
 
-    Exit code 1 when a rule fails.
+    Exit code 1 when a rule fails. The page of the decision goes into report/: who serves, or what would have
+    to change; `canal report` before the promotion puts genes and a map of cells on it.
     """
     decision = None if dry_run else app.promoting.Decision(by, why, signer(sign, by))
     project = open_project(root)
