@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,18 @@ class Card:
             return "It has no threshold: no cell is called Unassigned."
         measured = "" if h_score is None else f" H-score of left-out types {h_score:.3f}."
         return f"Cells of a novelty above {threshold:.3f} are called Unassigned.{measured}"
+
+    def lines(self, most: int, plain: Callable[[str], str]) -> Iterator[str]:
+        """Yield limits, threshold and data in Markdown, at most so many of each, names made ``plain``."""
+        for heading, found in (
+            ("Limits", self.limits),
+            ("Unknown cells", [self.unknown]),
+            ("Data", self.data),
+        ):
+            if found:
+                yield from ("", f"{heading}:", "", *(f"- {plain(one)}" for one in found[:most]))
+            if len(found) > most:
+                yield f"- and {len(found) - most} more: {README} among its artifacts"
 
     def markdown(self) -> str:
         """Return the card as README.md, with the header that Hugging Face reads."""

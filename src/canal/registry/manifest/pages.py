@@ -184,8 +184,9 @@ class Pages:
                 "writes the ledger. Not by an alias or a stage that is set on this page: `canal audit` finds "
                 "what the ledger does not say."
             )
-        if self.record.get(FLAG) != 1:
-            lines += self._of_card()
+        if self.evaluation is not None and self.record.get(FLAG) != 1:
+            own = card.Card("", self.stage, "", self.evaluation, card.read_sources(self.folder))
+            lines += own.lines(_MOST_LINES, _plain)
         text = "\n".join(lines)
         return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
@@ -281,21 +282,6 @@ class Pages:
         yield f"Gate: {self._gate}."
         yield ""
 
-    def _of_card(self) -> Iterator[str]:
-        """Yield limits, threshold and data of the version's model card."""
-        if self.evaluation is None:
-            return
-        own = card.Card("", self.stage, "", self.evaluation, card.read_sources(self.folder))
-        for heading, sentences in (
-            ("Limits", own.limits),
-            ("Unknown cells", [own.unknown]),
-            ("Data", own.data),
-        ):
-            if sentences:
-                yield from ("", f"{heading}:", "", *(f"- {_plain(one)}" for one in sentences[:_MOST_LINES]))
-            if len(sentences) > _MOST_LINES:
-                yield f"- and {len(sentences) - _MOST_LINES} more: {card.README} among its artifacts"
-
 
 def show(client: "MlflowClient", pages: Pages, run_id: str, model_id: str, parent_id: str | None) -> None:
     """Log the figures of a version's logged model, and inputs and outputs of its run, to MLflow.
@@ -370,15 +356,6 @@ def measures(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
     return figures
 
 
-def epoch_numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number of an epoch's record with its dotted name."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from epoch_numbers(value, f"{path}{name}.")
-        elif isinstance(value, int | float):
-            yield f"{path}{name}", float(value)
-
-
 def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every parameter with its dotted name."""
     for name, value in values.items():
@@ -387,12 +364,6 @@ def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
             yield from flat(value, here)
         else:
             yield here, value
-
-
-def param_texts(value: Any) -> tuple[str, ...]:
-    """Return the texts of a parameter in MLflow: a list in JSON may have been logged as a tuple."""
-    kinds = (list, tuple) if isinstance(value, list) else (lambda one: one,)
-    return tuple(str(kind(value))[:LONGEST] for kind in kinds)
 
 
 def same(there: float | None, value: float) -> bool:
