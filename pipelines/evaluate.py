@@ -8,7 +8,7 @@ from canal.registry.manifest.pages import measures
 from canal.registry.manifest.version_folder import key_digest
 from canal.registry.store.tracking import StepRun
 from canal.registry.versions.history import measured_as_asked, restore_metrics
-from canal.report.collect import write_scores
+from canal.report.collect import stage_card, write_scores
 
 
 def measure(project: Project, logged: StepRun) -> None:
@@ -22,13 +22,14 @@ def measure(project: Project, logged: StepRun) -> None:
     evaluation = evaluate_stage(project, stage)
     with new_folder(layout.metrics(stage)) as folder:
         write_evaluation(folder, evaluation)
-    write_scores(layout, stage)
+    write_scores(layout, stage, stage_card(layout, project.config, stage))
     document = evaluation.document
     logged.metrics(measures(document))
     figures = layout.figures(key_digest(layout.model(stage)))
     with new_folder(figures) as folder:
         draw_figures(layout, stage, folder)
     logged.artifacts(layout.metrics(stage), "metrics")
+    logged.artifacts(layout.scores(stage), "scores")  # README.md, the model card, among them
     logged.artifacts(figures, "figures")
     row = (f"{name} {value:.3f}" for name, value in document["row"].items() if value is not None)
     tell(f"{stage}: accuracy on test cells of {', '.join(row)}")
@@ -48,7 +49,7 @@ def main() -> None:
 
             novelty = measure_again(project, version)
         restore_metrics(project.store, version, project.layout.metrics(stage), novelty)
-        write_scores(project.layout, stage)
+        write_scores(project.layout, stage, stage_card(project.layout, project.config, stage))
     else:
         project_step(project, "evaluate", stage, measure)
 

@@ -65,6 +65,12 @@ def homes(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def packed(tmp_path_factory) -> Path:
+    """Give a folder for the library that draws charts, which takes a second or two to pack."""
+    return tmp_path_factory.mktemp("packed")
+
+
+@pytest.fixture(scope="session")
 def installed(tmp_path_factory) -> Installed:
     """Give canal installed from its wheel without extras, once for all processes of the suite."""
     return installed_once(tmp_path_factory, "core")
@@ -102,14 +108,15 @@ def installed_once(tmp_path_factory, name: str, extras: tuple[str, ...] = ()) ->
 
 
 @pytest.fixture(autouse=True)
-def isolated_home(homes):
-    """Point HOME and friends at an empty folder, so that no test reads or writes the user's settings.
+def isolated_home(homes, packed):
+    """Point HOME and friends at a folder without settings, so that no test reads or writes the user's.
 
     An opened store names itself in the environment, for the programs that canal starts: the next test's
     fixtures must not find it there.
     """
     home = next(homes)
-    home.mkdir()
+    (home / "xdg_cache_home").mkdir(parents=True)
+    (home / "xdg_cache_home" / "canal").symlink_to(packed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):

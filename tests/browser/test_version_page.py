@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from canal.app.reviewing import write_pages
+from canal.app.versions import backward
+from canal.report.lineage_page import write_lineage
 from tests.pipeline.conftest import copied
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
@@ -55,6 +57,21 @@ def test_tables_sort_and_charts_answer(written, opened):
     for place, (_, link) in enumerate([("rules", "Rules"), ("card", "Model card")]):
         page.locator(".index").get_by_text(link, exact=True).click()
         assert page.url.endswith(("#rules", "#card")[place])
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_a_lineage_is_whole_and_its_boxes_lead_to_their_facts(
+    learned, opened, tmp_path, width, scheme
+):
+    path = write_lineage(backward(learned[0].project(), "2"), tmp_path / "lineage.html")
+    one = opened(path.as_uri(), width, scheme)
+    assert one.errors == []
+    assert one.overflow <= 0
+    assert one.violations() == []
+    box = one.page.locator("svg a.box.version").first
+    box.click()
+    assert one.page.locator(":target h3").inner_text().startswith("canal-annotator ")
 
 
 def test_it_prints(written, opened, tmp_path):

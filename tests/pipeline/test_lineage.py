@@ -10,6 +10,7 @@ from canal.annotation.records import genuine
 from canal.core.digests import file_digest
 from canal.core.files import read_json
 from canal.registry.provenance.exposure import CellsSeen
+from canal.registry.provenance.lineage import BANK
 
 pytestmark = pytest.mark.pipeline
 
@@ -41,6 +42,9 @@ def test_the_lineage_of_a_version_ends_at_the_raw_bytes(line):
     assert ends == {file_digest(line.root / "raw" / f"{name}.h5ad") for name in ("first", "second")}
     chain = [node["label"] for node in graph["nodes"] if node["kind"] in ("version", "backbone")]
     assert chain == ["canal-annotator 2 (second)", "canal-annotator 1 (first)", "canal-backbone 1"]
+    newest, older = (node["id"] for node in graph["nodes"] if node["kind"] == "version")
+    handed = [edge["kind"] for edge in graph["edges"] if (edge["product"], edge["origin"]) == (newest, older)]
+    assert handed == ["learned on", BANK]
 
 
 def test_a_version_remembers_how_many_cells_it_has_seen_in_which_role(line):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from ruamel.yaml import YAML
 
 from canal.app.versions import version_rows
 from canal.core.digests import json_digest
@@ -48,6 +49,10 @@ def test_the_page_of_a_version_tells_what_it_is_and_how_to_promote_it(project, n
     assert "Gate: passed, " in text
     assert "`canal promote 2 --by NAME --why REASON`" in text
     assert "Not by an alias" in text
+    threshold = evaluation["novelty"]["threshold"]
+    assert f"Cells of a novelty above {threshold:.3f} are called Unassigned." in text
+    for line in ("- first: no citation declared; licence not declared; ", "Limits:"):
+        assert line in text
     told = {name.removeprefix("canal."): value for name, value in said.tags.items()}
     assert (told["types"], told["parent_stage"]) == ("4", "first")
     assert float(told["accuracy"]) == evaluation["row"]["second"]
@@ -152,9 +157,34 @@ def test_names_are_shown_as_they_are_and_long_lists_are_cut(tmp_path):
     }
     (tmp_path / "metrics" / "evaluation.json").write_text(json.dumps(document))
     key = {"stage": stages[-1], "request": {"parent": {"stage": "a"}}}
-    text = pages.Pages(tmp_path, key, {"parent": None, "git_commit": None, "dirty": True}).description(7)
+    record = {"parent": None, "git_commit": None, "dirty": True}
+    text = pages.Pages(tmp_path, key, record).description(7)
     assert r"T\*cell\|0 \<b\>" in text
     assert "and 340 more" in text
     assert stages[-1] in text
     assert "canal promote 7" in text
     assert len(text) <= 5000
+    del labels[3:], stages[:-3]
+    (tmp_path / "metrics" / "evaluation.json").write_text(
+        json.dumps(document | {"labels": labels, "per_stage": {"a": document["per_stage"][stages[0]]}})
+    )
+    assert "Limits:" in pages.Pages(tmp_path, key, record | {"pages": 2}).description(7)
+    assert "Limits:" not in pages.Pages(tmp_path, key, record | {"pages": 1}).description(7)
+
+
+def test_a_stage_has_its_model_card_in_dvc_and_a_version_among_its_files(learned, project, newest):
+    line, _ = learned
+    outs = YAML(typ="safe").load(line.root / "dvc.lock")["stages"]["evaluate@second"]["outs"]
+    assert "scores/second/README.md" in [one["path"] for one in outs]
+    text = (line.root / "scores" / "second" / "README.md").read_text()
+    folder = project.store.artifacts(newest)
+    assert (folder / "README.md").read_text() == text
+    assert {"README.md", "sources.json"} <= read_json(folder / "record.json")["files"].keys()
+    assert newest.key in text
+    client = project.store.client
+    steps = client.search_runs(
+        [project.store.experiment_id], f"tags.`mlflow.parentRunId` = '{newest.run_id}'"
+    )
+    (measured,) = [one for one in steps if one.data.tags["canal.step"] == "evaluate"]
+    logged = [one.path for one in client.list_artifacts(measured.info.run_id, "scores")]
+    assert "scores/README.md" in logged

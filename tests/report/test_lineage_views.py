@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from canal.registry.provenance.lineage import Edge, Graph, Node
+from canal.registry.provenance.lineage import BANK, SUMS, Edge, Graph, Node
 from canal.report.lineage_page import HEIGHT, dot, lay_out, lineage_tree, quoted, write_lineage
 from tests.report.test_page import Page
 
@@ -119,6 +119,19 @@ def test_no_two_boxes_of_the_picture_overlap_and_none_lies_outside(stages):
         assert 0 <= box.y <= picture.height - HEIGHT
         for other in picture.boxes[:i]:
             assert abs(box.x - other.x) >= picture.box_width or abs(box.y - other.y) >= HEIGHT
+
+
+def test_what_versions_hand_on_is_drawn_beside_the_chain(tmp_path):
+    graph = make_graph(2)
+    newest, older, *_ = (node.id for node in graph.chain)
+    whole = Graph(graph.nodes, (*graph.edges, Edge(newest, older, BANK), Edge(newest, older, SUMS)))
+    picture = lay_out(whole)
+    assert sorted(line.what for line in picture.lines if line.what) == ["bank", "sums"]
+    between = {line.path for line in picture.lines if line.kind in ("learned on", BANK, SUMS)}
+    assert len(between) == len([edge for edge in whole.edges if edge.kind in ("learned on", BANK, SUMS)])
+    text = write_lineage(whole, tmp_path / "lineage.html").read_text(encoding="utf-8")
+    assert "example cells handed on" in text
+    assert "sums handed on" in text
 
 
 def test_older_versions_stand_above():

@@ -44,11 +44,10 @@ from canal.model.backbone import Backbone
 from canal.model.combined import CombinedAnnotator
 from canal.model.load import CellAnnotator, load_model, method_of
 from canal.model.storage import PRESETS, read_names
-from canal.registry.manifest.pages import epoch_numbers
 from canal.registry.manifest.stage_request import request_digest
 from canal.registry.manifest.version_folder import key_digest, read_key
 from canal.registry.store.database import Version
-from canal.registry.store.tracking import StepRun
+from canal.registry.store.tracking import StepRun, epoch_numbers
 from canal.tuning.document import TUNED_FILE, settings_of
 
 

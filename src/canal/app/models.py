@@ -229,6 +229,20 @@ def load_annotator(project: Project, version: Version, effort: Effort = "full") 
     return load_model(folder / "model", effort)
 
 
+class LoadedModels:
+    """The annotators of a project's versions, each loaded once, its files compared with its key."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self._loaded: dict[str, CellAnnotator] = {}
+
+    def of(self, version: Version) -> CellAnnotator:
+        """Return a version's annotator; see `load_annotator`."""
+        if version.key not in self._loaded:
+            self._loaded[version.key] = load_annotator(self.project, version)
+        return self._loaded[version.key]
+
+
 def provenance(version: Version) -> Document:
     """Return the provenance of a version, for an annotation record."""
     return {

@@ -9,10 +9,10 @@ from canal.annotation.annotate import label_h5ad
 from canal.annotation.options import Options as Options
 from canal.annotation.summary import Changes, label_changes
 from canal.app.hooks import Event, announce
-from canal.app.models import load_annotator
-from canal.app.project import Project
+from canal.app.models import LoadedModels, load_annotator
+from canal.app.project import Project as Project
+from canal.app.scoring import Gathered, gather_evidence, parent_of
 from canal.app.scoring import compare as compare
-from canal.app.scoring import gather_evidence, parent_of
 from canal.config.decisions import Action
 from canal.core.errors import LedgerError, RegistryError
 from canal.registry.ledger.git_history import GitFile
@@ -45,6 +45,8 @@ class Judgement:
         Why stages and types with too few test cells were let pass; empty where they were not.
     power : str
         What the power in a ruling's note means, in words; empty where no ruling has one.
+    gathered : Gathered or None
+        What it was judged by.
     """
 
     version: Version
@@ -53,6 +55,7 @@ class Judgement:
     compared: Version | None = None
     too_few: str = ""
     power: str = ""
+    gathered: Gathered | None = None
 
     @property
     def passed(self) -> bool:
@@ -104,10 +107,10 @@ def judge_version(
     champion = promotion.holder(store, CHAMPION)
     promotion.require_other(version, champion)
     other = champion or parent_of(project, version)
-    evidence, _ = gather_evidence(project, version, other)
-    rulings = override(judge(project.config.policy, evidence), overrides, too_few=bool(too_few))
+    gathered = gather_evidence(LoadedModels(project), version, other)
+    rulings = override(judge(project.config.policy, gathered.evidence), overrides, too_few=bool(too_few))
     power = power_text(project.config.policy) if any("power " in one.note for one in rulings) else ""
-    return Judgement(version, champion, rulings, other, too_few, power)
+    return Judgement(version, champion, rulings, other, too_few, power, gathered)
 
 
 def promote(project: Project, judgement: Judgement, decision: Decision) -> Entry:

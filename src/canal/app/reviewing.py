@@ -6,7 +6,6 @@ unlearned versions have a page, too.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from canal.annotation.markers import model_markers
-from canal.app.models import load_annotator
+from canal.app.cell_layout import CellMap
+from canal.app.models import LoadedModels
 from canal.app.project import Project
 from canal.app.scoring import (
     Scored,
@@ -30,24 +28,28 @@ from canal.app.scoring import (
     recorded_predictions,
 )
 from canal.app.versions import decisions, evaluations, write_page
-from canal.continual.cells import StoredCells, load_cells
-from canal.core.errors import RegistryError
+from canal.core.errors import RegistryError, tell
 from canal.core.files import read_json
 from canal.core.progress import doing
 from canal.io.h5ad import open_h5ad
 from canal.memory.stage_sums import StageSums
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION
+from canal.registry.manifest.card import README, Card, declared, read_sources, training_data
 from canal.registry.manifest.version_folder import method_view, read_key, read_record
 from canal.registry.promotion import promotion
 from canal.registry.promotion.moves import ledger_of
 from canal.registry.promotion.policy import judge
 from canal.registry.store.database import Version
+from canal.registry.store.shown import read_shown
 from canal.registry.versions.history import current_evaluation
-from canal.report.plots import tsne_places
-from canal.report.version_page import write_card, write_version_page
+from canal.report.beside import Beside, library, library_path, make_library
+from canal.report.version_page import write_version_page
+from canal.tuning.document import TUNED_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from canal.app.promoting import Judgement
 
 Document = dict[str, Any]
 PARENT = "parent"
@@ -56,9 +58,8 @@ TRAINING = "training.html"
 FORMAT = 1
 _MARKERS = 8
 """Genes shown of each type."""
-_FEWEST_MAPPED, _MOST_MAPPED = 5, 3000
-"""Fewer cells make no map, and more would take longer than all else on the page."""
-_ITERATIONS = 500
+_PARTS = ("model", "teacher", "bank", "probe", "sums", "basis")
+"""Folders of a version whose size is shown."""
 
 
 def write_pages(
@@ -66,10 +67,15 @@ def write_pages(
     output: Path,
     wanted: str | None = None,
     against: str | None = None,
+    training: bool = False,
 ) -> tuple[Path, Document]:
-    """Write a version's page and model card into a folder, and the page of how the stages here were trained.
+    """Write a version's page and model card into a folder.
 
-    Where no version is registered yet, the last of these is all there is, as ``index.html``.
+    Parameters
+    ----------
+    training
+        Whether to write the page of how the stages here were trained, too, which takes as long as all else.
+        Where no version is registered yet, it is all there is, as ``index.html``.
 
     Returns
     -------
@@ -83,12 +89,44 @@ def write_pages(
     """
     if wanted is None and not any(one.ready for one in project.store.versions()):
         return write_page(project, output / "index.html"), {}
+    drawing = Beside(library_path(), make_library)
     document, mapped = review(project, sides(project, wanted, against))
-    if evaluations(project):
+    if training and evaluations(project):
         write_page(project, output / TRAINING)
         document["training"] = TRAINING
-    write_card(document, output / "README.md")
-    return write_version_page(document, mapped, output / "index.html"), document
+    return _write(document, mapped, drawing, output), document
+
+
+def write_decision(project: Project, judgement: Judgement) -> Path | None:
+    """Write the page of a judged version into ``report/`` of the project; return its path.
+
+    `canal promote` calls it once it has decided, so that the page says who serves and why, or what would
+    have to change. All that takes long was gathered for the judgement, and genes and map are left out unless
+    their layout is kept from `canal report`: a second is left, and a person who promotes need not wait for
+    more. What goes wrong is told, and None returned: a page is no reason to fail a promotion.
+    """
+    try:
+        drawing = Beside(library_path(), make_library)
+        version = project.store.version(str(judgement.version.number))
+        role = "" if judgement.compared is None else CHAMPION if judgement.champion else PARENT
+        document, mapped = review(project, Sides(version, judgement.compared, role), judgement)
+        return _write(document, mapped, drawing, project.layout.root / "report")
+    except Exception as error:
+        tell(f"the page could not be written ({error}): canal report {judgement.version.number}")
+        return None
+
+
+def _write(document: Document, mapped: Document | None, drawing: Beside, output: Path) -> Path:
+    _card(document).write(output / README)
+    kept = drawing.wait()
+    script = library() if kept is None else kept.read_text(encoding="utf-8")
+    return write_version_page(document, mapped, script, output / "index.html")
+
+
+def _card(document: Document) -> Card:
+    version = document["version"]
+    name = f"{version['model']} {version['number']}"
+    return Card(name, version["stage"], version["key"], document["evaluation"], document["sources"])
 
 
 @dataclass(frozen=True)
@@ -145,51 +183,67 @@ def sides(project: Project, wanted: str | None = None, against: str | None = Non
 
 
 @doing("judging the version by the policy, and comparing it")
-def review(project: Project, pair: Sides) -> tuple[Document, Document | None]:
+def review(
+    project: Project, pair: Sides, judgement: Judgement | None = None
+) -> tuple[Document, Document | None]:
     """Return the document of a version's page, and the map of its cells (None where no cells are kept).
+
+    Parameters
+    ----------
+    pair
+        The version, and the one that it is compared with.
+    judgement
+        A judgement of this version beside this other one, whose evidence is used; else it is judged now. Of a
+        judged version, genes and map are left out unless the layout of its cells is kept.
 
     Raises
     ------
     CanalError
         If the version's files are damaged, or were erased.
     """
-    store, version, config = project.store, pair.version, project.config
+    store, version, policy = project.store, pair.version, project.config.policy
     folder = store.artifacts(version)
     key, record = read_key(folder), read_record(folder)
-    evidence, scored = gather_evidence(project, version, pair.other)
+    gathered = None if judgement is None else judgement.gathered
+    loaded = LoadedModels(project) if gathered is None else gathered.loaded
+    brief = judgement is not None and not CellMap.is_laid_out(project, version)
+    with doing("laying out the cells that the version keeps to watch forgetting"):
+        cells = None if brief else CellMap(loaded, version, folder)
+    gathered = gathered or gather_evidence(loaded, version, pair.other)
+    evidence, scored = gathered.evidence, gathered.scored
+    rulings = judge(policy, evidence) if judgement is None else judgement.rulings
     evaluation, compared = evidence.evaluation, evidence.comparison
-    entries = ledger_of(store).entries()
     before, after = _answered(project, version, scored)
+    ancestors = list(_ancestors(project, version))
     shown = {
         "format": FORMAT,
         "version": _about(version, key, record),
         "against": None if pair.other is None else _other(project, pair.other, pair.role),
-        "decisions": decisions(entries, version),
-        "rulings": [ruling.to_json() for ruling in judge(project.config.policy, evidence)],
-        "policy": project.config.policy.model_dump(mode="json"),
+        "decisions": decisions(ledger_of(store).entries(), version),
+        "rulings": [ruling.to_json() for ruling in rulings],
+        "policy": policy.model_dump(mode="json"),
         "evaluation": evaluation,
         "comparison": None if compared is None else compared.to_json(),
-        "types": list(recall_and_precision(after, compared, project.config.policy.confidence)),
+        "types": list(recall_and_precision(after, compared, policy.confidence)),
         "answers": list(answers_by_type(before, after)),
         "changed": list(changed_answers(before, after)),
         "novelty": novelty_counts(after),
         "gate": evidence.verdict,
         "history": _optional(folder / "history.json"),
-        "tuned": _optional(folder / "tuned.json"),
+        "tuned": _optional(folder / TUNED_FILE),
         "method": method_view(folder, key),
         "kept": _kept(folder, evaluation["stages"]),
-        "lineage": list(_lineage(project, version)),
+        "cost": _cost(project, version, folder),
+        "lineage": [_in_lineage(project, one, one_key) for one, one_key in ancestors],
         "training": None,
-        "sources": [
-            {"stage": stage, "source": name, "licence": source.licence, "citation": source.citation}
-            for stage in evaluation["stages"]
-            if stage in config.stages and (name := config.stages[stage].source) in config.sources
-            for source in (config.sources[name],)
-        ],
+        "sources": list(_data(project, ancestors)),
     }
+    shown["card"] = _card(shown).sections()
+    if cells is None:
+        return {**shown, "markers": None}, None
+    markers = [one.to_json() for one in model_markers(loaded.of(version), _MARKERS)]
     with doing("laying out the cells that the version keeps to watch forgetting"):
-        markers, mapped = _of_models(project, pair, folder)
-    return {**shown, "markers": markers}, mapped
+        return {**shown, "markers": markers}, cells.document(pair.other)
 
 
 def _about(version: Version, key: Mapping[str, Any], record: Mapping[str, Any]) -> Document:
@@ -259,61 +313,56 @@ def _kept(folder: Path, stages: Sequence[str]) -> Document:
     return kept
 
 
-def _lineage(project: Project, version: Version) -> Iterator[Document]:
-    """Yield the version and those that it was learned on, newest first, as far as they are here."""
+def _ancestors(project: Project, version: Version) -> Iterator[tuple[Version, Document]]:
+    """Yield the version and those that it was learned on with their keys, newest first, as far as here."""
     store = project.store
     known = {one.key: one for name in store.models for one in store.versions(name) if one.ready}
     one: Version | None = version
     while one is not None:
         key = read_key(store.artifacts(one))
-        metrics = {} if one.erased else _optional(store.artifacts(one) / "metrics" / "evaluation.json") or {}
-        yield {
-            "model": one.model,
-            "version": one.number,
-            "stage": one.stage,
-            "key": one.key,
-            "data": key.get("data"),
-            "average_accuracy": metrics.get("average_accuracy"),
-            "row": metrics.get("row"),
-        }
+        yield one, key
         one = known.get(key["parent"]) if key["parent"] else None
 
 
-# What only the models themselves can tell: their genes, and the cells they keep, in one layout for both.
-
-
-def _of_models(project: Project, pair: Sides, folder: Path) -> tuple[list[Document], Document | None]:
-    """Return the genes of each type, and the cells with both answers and a place, always the same."""
-    annotator = load_annotator(project, pair.version)
-    markers = [one.to_json() for one in model_markers(annotator, _MARKERS)]
-    stored = _stored(folder)
-    if stored is None:
-        return markers, None
-    answer, embedding = annotator.predict_represented(stored.cells.expression)
-    columns = {
-        "cell_id": stored.cells.cell_ids,
-        "stage": stored.cells.stages,
-        "truth": stored.cells.cell_types,
-        "after": answer.labels,
-        "confidence": np.round(answer.confidence.astype(float), 4).tolist(),
-        "novelty": np.round(answer.novelty.astype(float), 4).tolist(),
+def _in_lineage(project: Project, one: Version, key: Mapping[str, Any]) -> Document:
+    folder = project.store.artifacts(one)
+    metrics = {} if one.erased else _optional(folder / "metrics" / "evaluation.json") or {}
+    return {
+        "model": one.model,
+        "version": one.number,
+        "stage": one.stage,
+        "key": one.key,
+        "data": key.get("data"),
+        "average_accuracy": metrics.get("average_accuracy"),
+        "row": metrics.get("row"),
     }
-    if pair.other is not None and not pair.other.erased:
-        other = load_annotator(project, pair.other)
-        if set(other.genes) <= set(stored.genes):
-            genes = [stored.genes.index(gene) for gene in other.genes]
-            columns["before"] = other.predict(stored.cells.expression[:, genes]).labels
-    places = tsne_places(embedding, _ITERATIONS).astype(np.float64)
-    columns["x"], columns["y"] = np.round(places, 3).T.tolist()
-    rows = zip(*columns.values(), strict=True)
-    return markers, {"cells": [dict(zip(columns, row, strict=True)) for row in rows]}
 
 
-def _stored(folder: Path) -> StoredCells | None:
-    """Return the cells that a version keeps to watch forgetting; None where it keeps too few."""
-    path = folder / "probe" / "probe.h5ad"
-    if not path.is_file():
-        return None
-    genes = tuple(json.loads((folder / "model" / "genes.json").read_text(encoding="utf-8")))
-    stored = load_cells(path, genes, ranked=False)
-    return stored if _FEWEST_MAPPED <= len(stored.cells) <= _MOST_MAPPED else None
+def _data(project: Project, ancestors: Sequence[tuple[Version, Document]]) -> Iterator[Document]:
+    """Yield what the model card says of the data of each stage, oldest first, from the versions' files."""
+    store = project.store
+    if not any(one.parent for one, _ in ancestors) and (
+        said := read_sources(store.artifacts(ancestors[0][0]))
+    ):
+        yield from map(dict, said)  # of an imported version, whose ancestors are not registered here
+        return
+    for one, key in reversed(ancestors):
+        if one.model == store.names.model and not one.erased:
+            source = key["data"]["source"]
+            yield dict(
+                training_data(store.artifacts(one), one.stage, source, declared(project.config, source))
+            )
+
+
+def _cost(project: Project, version: Version, folder: Path) -> Document:
+    """Return seconds of each step of the version's stage, as MLflow has them, and bytes of what it keeps."""
+    seconds: dict[str, float] = {}
+    for run in read_shown(project.store).below(version.run_id):
+        for step in run.steps if run.ended else ():
+            seconds[step] = seconds.get(step, 0.0) + (run.ended - run.started) / 1000
+    sizes: dict[str, int] = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            part = path.relative_to(folder).parts[0]
+            sizes[part] = sizes.get(part, 0) + path.stat().st_size
+    return {"seconds": seconds, "bytes": {name: sizes[name] for name in _PARTS if name in sizes}}

@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from canal.app.models import LoadedModels
 from canal.app.project import Project
 from canal.core.errors import CanalError, RegistryError, did_you_mean
 from canal.core.files import read_json, scratch_folder
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
-from canal.model.load import CellAnnotator, load_model
+from canal.model.load import CellAnnotator
 from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.promotion.comparing import Comparison, Sampling, StageComparison, compare_stage
 from canal.registry.promotion.policy import Evidence, share_interval
 from canal.registry.store.database import Version
-from canal.registry.versions.history import current_evaluation, recorded, verified
+from canal.registry.versions.history import current_evaluation, recorded
 
 _PREDICTIONS = "metrics/predictions.csv"
 
@@ -43,6 +44,24 @@ class Scored:
     answers: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
 
 
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What a version is judged by, gathered once for the policy's rulings and for the page.
+
+    Attributes
+    ----------
+    evidence : Evidence
+    scored : Scored or None
+        Its answers and those of the version that it was compared with.
+    loaded : LoadedModels
+        The annotators that were needed.
+    """
+
+    evidence: Evidence
+    scored: Scored | None
+    loaded: LoadedModels
+
+
 def compare(
     project: Project, wanted: str, against: str = CHAMPION, file: Path | None = None, stage: str | None = None
 ) -> Comparison:
@@ -52,11 +71,11 @@ def compare(
         raise RegistryError(
             f"version {candidate.number} cannot be compared with itself; name another version with --with"
         )
-    return score_versions(project, champion, candidate, file, stage).comparison
+    return score_versions(LoadedModels(project), champion, candidate, file, stage).comparison
 
 
 def score_versions(
-    project: Project,
+    loaded: LoadedModels,
     champion: Version,
     candidate: Version,
     file: Path | None = None,
@@ -66,7 +85,8 @@ def score_versions(
 
     Parameters
     ----------
-    project : Project
+    loaded : LoadedModels
+        Of the project; gets those that answer.
     champion, candidate : Version
     file : Path, optional
         A labelled h5ad file, read with the declaration of ``stage`` (default: the last stage).
@@ -76,6 +96,7 @@ def score_versions(
     CanalError
         If a version's artifacts are damaged, or the file cannot be read as declared.
     """
+    project = loaded.project
     policy = project.config.policy
     sampling = Sampling(policy.confidence, policy.resamples, project.config.seed, policy.loss_to_see)
     before, after = recorded_predictions(project, champion), recorded_predictions(project, candidate)
@@ -85,14 +106,14 @@ def score_versions(
     for name in dict.fromkeys([*before, *after]):
         theirs, ours = before.get(name), after.get(name)
         try:
-            theirs = _predict_stage(project, champion, name) if theirs is None else theirs
-            ours = _predict_stage(project, candidate, name) if ours is None else ours
+            theirs = _predict_stage(loaded, champion, name) if theirs is None else theirs
+            ours = _predict_stage(loaded, candidate, name) if ours is None else ours
             stages[name] = compare_stage(theirs, ours, policy.min_cells_per_type, sampling)
             answers[name] = theirs, ours
         except CanalError as error:
             not_compared[name] = str(error)
     if file is not None:
-        theirs, ours = _predict_file(project, (champion, candidate), file, stage)
+        theirs, ours = _predict_file(loaded, (champion, candidate), file, stage)
         stages[file.name] = compare_stage(theirs, ours, policy.min_cells_per_type, sampling)
         answers[file.name] = theirs, ours
     learned = (champion.stage, candidate.stage)
@@ -107,16 +128,15 @@ def parent_of(project: Project, version: Version) -> Version | None:
     return next((one for one in project.store.versions() if one.ready and one.key == key), None)
 
 
-def gather_evidence(
-    project: Project, version: Version, other: Version | None
-) -> tuple[Evidence, Scored | None]:
+def gather_evidence(loaded: LoadedModels, version: Version, other: Version | None) -> Gathered:
     """Return what the policy judges a version by, beside another, and both versions' answers.
 
     Of one whose files were erased no answers are left, and nothing can be shown to be kept.
     """
+    project = loaded.project
     store, folder = project.store, project.store.artifacts(version)
     findings = [str(one) for one in audit(store, project.layout, project.config, [version]).findings]
-    scored = None if other is None or other.erased else score_versions(project, other, version)
+    scored = None if other is None or other.erased else score_versions(loaded, other, version)
     compared = None if scored is None else scored.comparison
     if other is not None and other.erased:
         gone = {other.stage: f"the files of its parent, version {other.number}, were erased"}
@@ -129,7 +149,7 @@ def gather_evidence(
         findings=findings,
         comparison=compared,
     )
-    return evidence, scored
+    return Gathered(evidence, scored, loaded)
 
 
 def recorded_predictions(project: Project, version: Version) -> dict[str, pd.DataFrame]:
@@ -145,22 +165,24 @@ def recorded_predictions(project: Project, version: Version) -> dict[str, pd.Dat
     return {str(stage): rows.reset_index(drop=True) for stage, rows in table.groupby("stage", sort=False)}
 
 
-def _predict_stage(project: Project, version: Version, stage: str) -> pd.DataFrame:
+def _predict_stage(loaded: LoadedModels, version: Version, stage: str) -> pd.DataFrame:
     """Return a version's predictions for the test cells of a stage that it was not evaluated on."""
+    project = loaded.project
     if stage not in project.config.stages or not project.available(stage):
         raise RegistryError(
             f"version {version.number} was not evaluated on {stage!r}, whose cells are not available"
         )
-    annotator = _annotator(project, version)
+    annotator = loaded.of(version)
     cells = project.cells(stage, "test", annotator.genes)
     annotator = annotator.without(project.prepared(stage).missing(annotator.genes))
     return _predictions(annotator, cells.cell_ids, cells.cell_types, cells.expression)
 
 
 def _predict_file(
-    project: Project, versions: tuple[Version, ...], file: Path, stage: str | None
+    loaded: LoadedModels, versions: tuple[Version, ...], file: Path, stage: str | None
 ) -> list[pd.DataFrame]:
     """Return the predictions of several versions for the cells of a labelled file."""
+    project = loaded.project
     name = stage or project.config.last_stage
     if name not in project.config.stages:
         known = project.config.stages
@@ -175,15 +197,10 @@ def _predict_file(
         ids, types = tuple(cells.obs.index.astype(str)), tuple(cells.obs["cell_type"].astype(str))
         tables = []
         for version in versions:
-            annotator = _annotator(project, version)
+            annotator = loaded.of(version)
             annotator = annotator.without(cells.missing(annotator.genes))
             tables.append(_predictions(annotator, ids, types, cells.expression(ids, annotator.genes)))
     return tables
-
-
-def _annotator(project: Project, version: Version) -> CellAnnotator:
-    folder, _ = verified(project.store, version)
-    return load_model(folder / "model")
 
 
 def _predictions(

@@ -339,7 +339,12 @@ def _rebuild_options(
     if missing := [str(one.root) for one in folders if not (one.root / "models").is_dir()]:
         raise RegistryError(f"--also {missing[0]}: no folder models/ in it; give a project folder")
     return RebuildOptions(
-        by or user(), why or "the store was lost", (project.layout, *folders), without, sign
+        by or user(),
+        why or "the store was lost",
+        (project.layout, *folders),
+        without,
+        sign,
+        project.config,
     )
 
 

@@ -272,16 +272,18 @@ def report(
         ),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for index.html.")] = Path("report"),
+    training: Annotated[
+        bool, typer.Option("--training", help="Write training.html, too: how each stage was trained.")
+    ] = False,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the page that a person promotes a version by.
 
     One offline HTML file: what the version does better and worse than another, the policy's rules, every
-    type, confusions, a map, genes; beside it README.md, the model card, and training.html, how each stage
-    was trained.
+    type, confusions, a map, genes, study and cost; beside it README.md, the model card.
     """
-    page, document = app.reviewing.write_pages(open_project(root), output, version, against)
+    page, document = app.reviewing.write_pages(open_project(root), output, version, against, training)
     if as_json:
         show_result({"page": str(page), **document}, as_json)
     note(f"wrote {page}")

@@ -84,7 +84,8 @@ def promote(
 ) -> None:
     """Make a version the champion if it passes the policy.
 
-    Exit code 1 when a rule fails.
+    Exit code 1 when a rule fails. The page of the decision goes into report/: who serves, or what would have
+    to change; `canal report` before the promotion puts genes and a map of cells on it.
     """
     decision = None if dry_run else app.promoting.Decision(by, why, signer(sign, by))
     project = open_project(root)
@@ -97,20 +98,29 @@ def promote(
         return
     if not as_json:
         show_result(rulings_table(document), as_json=False)
-        note(f"the page to decide by: canal report {judgement.version.number}")
     try:
         entry = app.promoting.promote(project, judgement, decision)
     except PolicyError:
+        page = _page(project, judgement)
         if as_json:
-            show_result(document, as_json)
+            show_result({**document, "page": page}, as_json)
         raise
+    page = _page(project, judgement)
     if as_json:
-        show_result({**document, "entry": entry.document}, as_json)
+        show_result({**document, "entry": entry.document, "page": page}, as_json)
     note(
         _ledger_message(
             f"version {judgement.version.number} ({judgement.version.stage}) is the champion", entry.seq
         )
     )
+
+
+def _page(project: "app.promoting.Project", judgement: "app.promoting.Judgement") -> str | None:
+    """Write the page of a decision, say where it is, and return its path."""
+    page = app.reviewing.write_decision(project, judgement)
+    if page is not None:
+        note(f"the page of this decision: {page}")
+    return None if page is None else str(page)
 
 
 def compare(

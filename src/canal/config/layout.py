@@ -77,6 +77,11 @@ class Layout:
         return self.private / "features"
 
     @property
+    def layouts(self) -> Path:
+        """Places of cells on the maps of pages, by digest of the embedding."""
+        return self.private / "layouts"
+
+    @property
     def studies(self) -> Path:
         """Journals of studies over lambda and L, and their locks."""
         return self.private / "tuning"

@@ -21,7 +21,7 @@ EXTRAS = {
     "groups": ("the packages that group cells", ("sknetwork", "sklearn")),
     "leiden": ("the package that computes Leiden clusters", ("igraph",)),
     "report": ("the packages that draw figures and pages", ("matplotlib", "jinja2")),
-    "pages": ("the packages of a version's page", ("altair", "vl_convert")),
+    "pages": ("the packages of a version's page", ("vl_convert",)),
     "parquet": ("the package that reads and writes Parquet", ("pyarrow",)),
     "compression": ("the package of HDF5's further compressions", ("hdf5plugin",)),
     "serve": ("the packages of a server", ("uvicorn", "h11")),

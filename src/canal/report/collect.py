@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.config.layout import Layout
+from canal.config.params import Config
 from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
 from canal.core.files import new_folder, read_json, write_json
 from canal.core.progress import doing
 from canal.io.h5ad import open_h5ad
 from canal.quality.gate import read_labels
+from canal.registry.manifest.card import README, Card, lineage_data
 from canal.registry.manifest.pages import measures
 from canal.registry.manifest.version_folder import method_view
 from canal.report import figures
@@ -143,8 +145,15 @@ _SHOWN = ("average_accuracy", "backward_transfer", "forgetting", "h_score", "aur
 _EPOCH = ("epoch", "loss", "cross_entropy", "distillation", "validation_accuracy")
 
 
-def write_scores(layout: Layout, stage: str) -> None:
-    """Write ``scores/<stage>`` from the stage's evaluation and training history.
+def stage_card(layout: Layout, config: Config, stage: str) -> Card:
+    """Return the model card of an evaluated stage; it has no number before it is registered."""
+    evaluation = read_json(layout.metrics(stage) / "evaluation.json")
+    key = file_digest(layout.model(stage) / "key.json")
+    return Card(config.registry.model, stage, key, evaluation, lineage_data(layout, config, stage))
+
+
+def write_scores(layout: Layout, stage: str, card: Card | None = None) -> None:
+    """Write ``scores/<stage>`` from the stage's evaluation and training history, and its model card.
 
     Equal measures give equal bytes. A stage that was learned by sums alone has no epochs.
     """
@@ -165,6 +174,8 @@ def write_scores(layout: Layout, stage: str) -> None:
         else:
             pairs = []
         _write(folder / CONFUSION, ("truth", "predicted"), pairs)
+        if card is not None:
+            card.write(folder / README)
 
 
 def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,9 @@ WIDTH, HEIGHT = 158, 46
 """Of a box of short names; all are as wide as the longest name needs."""
 GAP_X, GAP_Y = 36, 14
 _BAND = 22
+_HANDED = {"keeps bank cells of": "bank", "keeps the sums of": "sums"}  # BANK, SUMS of provenance.lineage
+_BESIDE = {"bank": 26, "sums": -26}
+"""Units beside the line of the version itself."""
 _MARGIN = 8
 
 
@@ -69,6 +72,11 @@ class Line:
 
     path: str
     kind: str
+
+    @property
+    def what(self) -> str:
+        """What is handed on from version to version: ``bank``, ``sums``, or empty for any other line."""
+        return _HANDED.get(self.kind, "")
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,8 @@ def write_lineage(graph: Graph, out: Path) -> Path:
         "tables": _tables(graph, places),
         "width": picture.box_width,
         "height": HEIGHT,
+        "kinds": {line.what for line in picture.lines},
+        "withdrawn": any(_withdrawn(node) for node in graph.nodes),
     }
     return write_html("lineage.html", out, values)
 
@@ -200,7 +210,7 @@ def lay_out(graph: Graph) -> Picture:
                 boxes[node.id] = Box(node, x, y)
         top += max(rows.values()) * (HEIGHT + GAP_Y) + _BAND
     lines = [
-        Line(_path(boxes[edge.origin], boxes[edge.product], boxes.values(), wide), edge.kind)
+        Line(_path(boxes[edge.origin], boxes[edge.product], boxes.values(), wide, edge.kind), edge.kind)
         for edge in graph.edges
         if edge.origin in boxes and edge.product in boxes
     ]
@@ -219,10 +229,10 @@ def _brought(graph: Graph, version: Node) -> list[Node]:
     return list(found.values())
 
 
-def _path(origin: Box, product: Box, boxes: Collection[Box], wide: int) -> str:
+def _path(origin: Box, product: Box, boxes: Collection[Box], wide: int, kind: str) -> str:
     """Return a curve between two boxes that leaves and enters them on facing sides, and around others."""
     if origin.x == product.x:
-        x = origin.x + wide // 2
+        x = origin.x + wide // 2 + _BESIDE.get(_HANDED.get(kind, ""), 0)
         upper, lower = sorted((origin, product), key=lambda box: box.y)
         if any(box.x == origin.x and upper.y < box.y < lower.y for box in boxes):
             side, y1, y2 = origin.x + wide, origin.y + HEIGHT // 2, product.y + HEIGHT // 2

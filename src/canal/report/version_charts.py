@@ -1,24 +1,22 @@
-"""Charts of a version's page, as Vega-Lite made by Altair: what changed, confusions, calibration, a map.
+"""Charts of a version's page, as Vega-Lite: changes, confusions, calibration, novelty, study, a map.
 
-A chart is drawn in the browser; here it is a specification with its numbers. Its title is in the page's text.
+A chart is drawn in the browser; here it is a specification with its numbers, and a sentence that says what it
+shows. They are written as Vega-Lite's own JSON, which every command can do in milliseconds.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from canal.annotation.places import type_colours
-from canal.core.packages import lazy_module
-from canal.report.canvas import BLUE, INK, MUTED, ORANGE, PALETTE
-
-if TYPE_CHECKING:
-    import altair as alt
-else:  # a second, and an extra
-    alt = lazy_module("altair")
+from canal.report.canvas import BLUE, GREEN, INK, MUTED, ORANGE, PALETTE
+from canal.report.page import decimal, percent
+from canal.report.study_figures import NAMES
 
 Document = Mapping[str, Any]
+Spec = dict[str, Any]
 _HEIGHT = 260
 _LONGEST = 170
 """Pixels that the name of a cell type may take beside an axis."""
@@ -26,69 +24,108 @@ _LONGEST = 170
 
 def charts(document: Document, mapped: Document | None) -> list[dict[str, str]]:
     """Return the charts of a page: the place of each, what it shows in words, its specification as JSON."""
-    found = []
-    for place, words, chart in _drawn(document, mapped):
-        drawn = chart.to_dict()
-        drawn.pop("$schema", None)
-        spec = json.dumps(drawn, sort_keys=True, separators=(",", ":"))
-        found.append(
-            {"place": place, "words": words, "spec": spec.replace("<", "\\u003c")}
-        )  # it stands in a page
-    return found
+    return [
+        {
+            "place": place,
+            "words": words,
+            # it stands in a page
+            "spec": json.dumps(spec, sort_keys=True, separators=(",", ":")).replace("<", "\\u003c"),
+        }
+        for place, words, spec in _drawn(document, mapped)
+    ]
 
 
-def _drawn(document: Document, mapped: Document | None) -> Iterator[tuple[str, str, Any]]:
+def _drawn(document: Document, mapped: Document | None) -> Iterator[tuple[str, str, Spec]]:
+    evaluation = document["evaluation"]
     changed = [one for one in document["types"] if one["change"]]
     if changed:
-        yield "changes", f"Change of recall of {len(changed)} types with its interval.", _changes(changed)
+        yield "changes", _said_of_changes(changed), _changes(changed)
     if document["answers"]:
         words = (
             "What test cells of each type are called, in counts; the table above has recall and precision."
         )
         yield "confusion", words, _confusion(document)
-    calibration = document["evaluation"]["calibration"]
+    calibration = evaluation["calibration"]
     if calibration and calibration.get("bins"):
-        words = f"Share of right labels against confidence; calibration error {calibration['ece']:.3f}."
+        words = f"Share of right labels against confidence; calibration error {decimal(calibration['ece'])}."
         yield "calibration", words, _calibration(document)
     if document["novelty"]:
-        yield "novelty", "How many test cells have which novelty, and the threshold.", _novelty(document)
+        threshold = evaluation["novelty"].get("threshold")
+        words = "How many test cells have which novelty; "
+        words += "no threshold." if threshold is None else f"the threshold is {decimal(threshold)}."
+        yield "novelty", words, _novelty(document)
+    if evaluation.get("alone"):
+        words = "Accuracy on the test cells of each stage by network and sums together, and by each alone."
+        yield "sides", words, _sides(evaluation)
     if mapped is not None:
-        n = len(mapped["cells"])
-        yield "map", f"{n:,} validation cells in one layout, coloured by type.", _map(document, mapped)
-        yield (
-            "unsure",
-            f"The same {n:,} cells, coloured by confidence or novelty.",
-            _dots(
-                mapped["cells"],
-                alt.param(
-                    name="shown",
-                    value="confidence",
-                    bind=alt.binding_select(options=["confidence", "novelty"], name="colour: "),
-                ),
-                alt.Color("value:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=_above()),
-                ["truth", "after"],
-            ),
-        )
+        yield from _maps(document, mapped)
     history = document["history"]
     if history and history.get("epochs"):
         words = f"Validation accuracy over {len(history['epochs'])} epochs."
         yield "epochs", words, _epochs(history)
+    if document["tuned"] and document["tuned"].get("trials"):
+        done = sum(one["state"] == "complete" for one in document["tuned"]["trials"])
+        words = f"Accuracy on new cells against what was kept, for {done} trials; the chosen one stands out."
+        yield "study", words, _study(document["tuned"])
 
 
-def _of(rows: Sequence[Document]) -> alt.Chart:
-    return alt.Chart(alt.InlineData(values=list(rows)))
+def _said_of_changes(changed: Sequence[Document]) -> str:
+    lost = sum(one["change"]["high"] < 0 for one in changed)
+    gained = sum(one["change"]["low"] > 0 for one in changed)
+    many = f"{len(changed)} {'type' if len(changed) == 1 else 'types'}"
+    words = (
+        f"Change of recall of {many} with enough test cells, with its interval: {lost} lost, {gained} gained"
+    )
+    worst = min(changed, key=lambda one: one["change"]["difference"])
+    if worst["change"]["difference"] >= 0:
+        return f"{words}."
+    change = worst["change"]
+    return (
+        f"{words}; furthest down {worst['cell_type']} of {worst['stage']}, "
+        f"{percent(change['champion'])} → {percent(change['candidate'])}."
+    )
 
 
-def _tips(*names: str, **formats: str) -> list[alt.Tooltip]:
-    plain = [alt.Tooltip(f"{name}:N") for name in names]
-    return [*plain, *(alt.Tooltip(f"{name}:Q", format=how) for name, how in formats.items())]
+# Parts of specifications.
 
 
-def _above() -> alt.Legend:
-    return alt.Legend(title=None, orient="top")
+def _of(rows: Sequence[Document]) -> Spec:
+    return {"data": {"values": list(rows)}}
 
 
-def _changes(types: Sequence[Document]) -> Any:
+def _quantity(field: str, title: str | None = None, **more: Any) -> Spec:
+    return {"field": field, "type": "quantitative", **({} if title is None else {"title": title}), **more}
+
+
+def _name(field: str, title: str | None = None, **more: Any) -> Spec:
+    return {"field": field, "type": "nominal", "title": title, **more}
+
+
+def _tips(*names: str, **formats: str) -> list[Spec]:
+    plain = [{"field": name, "type": "nominal"} for name in names]
+    return [*plain, *(_quantity(name, format=how) for name, how in formats.items())]
+
+
+_ABOVE: Spec = {"title": None, "orient": "top"}
+_WIDE: Spec = {"width": "container", "height": _HEIGHT}
+
+
+def _colour(field: str, names: Sequence[str], colours: Sequence[str], legend: Spec | None = _ABOVE) -> Spec:
+    return {
+        "field": field,
+        "type": "nominal",
+        "scale": {"domain": list(names), "range": list(colours)},
+        "legend": legend,
+    }
+
+
+def _list(name: str, value: str, options: Sequence[str], words: str, labels: Sequence[str] = ()) -> Spec:
+    """Return a parameter that a list beside the chart chooses."""
+    bind: Spec = {"input": "select", "options": list(options), "name": words}
+    return {"name": name, "value": value, "bind": {**bind, **({"labels": list(labels)} if labels else {})}}
+
+
+def _changes(types: Sequence[Document]) -> Spec:
     """Return the change of each type's recall with its interval, the greatest loss first."""
     states = {"lost": ORANGE, "no change shown": MUTED, "gained": BLUE}
     rows = []
@@ -98,20 +135,29 @@ def _changes(types: Sequence[Document]) -> Any:
         points = {name: round(100 * change[name], 2) for name in ("difference", "low", "high")}
         rows.append({"type": f"{one['cell_type']} ({one['stage']})", "n": one["n"], "state": state, **points})
     rows.sort(key=lambda row: row["difference"])
-    colour = alt.Color(
-        "state:N", scale=alt.Scale(domain=list(states), range=list(states.values())), legend=_above()
-    )
-    names = alt.Y("type:N", sort=None, title=None, axis=alt.Axis(labelLimit=2 * _LONGEST))
-    base = _of(rows).encode(
-        y=names, color=colour, tooltip=_tips("type", n=",", difference="+.1f", low="+.1f", high="+.1f")
-    )
-    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title="change, points"), x2="high:Q")
-    dots = base.mark_point(filled=True, size=60).encode(x="difference:Q")
-    zero = _of([{"x": 0}]).mark_rule(strokeDash=[3, 3], color=MUTED).encode(x="x:Q")
-    return alt.layer(zero, bars, dots).properties(width="container", height=alt.Step(18))
+    shared = {
+        "y": _name("type", sort=None, axis={"labelLimit": 2 * _LONGEST}),
+        "color": _colour("state", list(states), list(states.values())),
+        "tooltip": _tips("type", n=",", difference="+.1f", low="+.1f", high="+.1f"),
+    }
+    across = {"x": _quantity("low", "change, points"), "x2": {"field": "high"}}
+    zero = {"type": "rule", "strokeDash": [3, 3], "color": MUTED}
+    return {
+        "layer": [
+            _of([{"x": 0}]) | {"mark": zero, "encoding": {"x": _quantity("x")}},
+            _of(rows) | {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {**shared, **across}},
+            _of(rows)
+            | {
+                "mark": {"type": "point", "filled": True, "size": 60},
+                "encoding": {**shared, "x": _quantity("difference")},
+            },
+        ],
+        "width": "container",
+        "height": {"step": 18},
+    }
 
 
-def _confusion(document: Document) -> alt.HConcatChart:
+def _confusion(document: Document) -> Spec:
     """Return the confusion matrices of both versions in one order; a list chooses the stage."""
     answers = document["answers"]
     stages = list(dict.fromkeys(one["stage"] for one in answers))
@@ -123,7 +169,7 @@ def _confusion(document: Document) -> alt.HConcatChart:
         row = (one["side"], one["stage"], one["truth"])
         totals[row] = totals.get(row, 0) + one["n"]
     numbers = {"before": (document["against"] or {}).get("number"), "after": document["version"]["number"]}
-    halves: list[Any] = []
+    halves: list[Spec] = []
     for side in ("before", "after"):
         rows = [
             {**one, "share": round(one["n"] / totals[side, one["stage"], one["truth"]], 4)}
@@ -132,33 +178,35 @@ def _confusion(document: Document) -> alt.HConcatChart:
         ]
         if rows:
             halves.append(_matrix(rows, labels, f"version {numbers[side]}", first=not halves))
-    chosen = alt.binding_select(options=stages, name="test cells of ")
-    whole: alt.HConcatChart = alt.hconcat(*halves).add_params(
-        alt.param(name="stage", value=stages[0], bind=chosen)
-    )
-    return whole
+    return {"hconcat": halves, "params": [_list("stage", stages[0], stages, "test cells of ")]}
 
 
-def _matrix(rows: Sequence[Document], labels: Sequence[str], title: str, first: bool) -> Any:
-    order = alt.Scale(domain=list(labels))
-    across = alt.X(
-        "predicted:N", scale=order, title="called", axis=alt.Axis(labelAngle=-60, labelLimit=_LONGEST)
-    )
-    beside = alt.Axis(labelLimit=_LONGEST) if first else alt.Axis(labels=False, ticks=False)
-    down = alt.Y("truth:N", scale=order, title="is" if first else None, axis=beside)
-    base = (
-        _of(rows)
-        .transform_filter("datum.stage == stage")
-        .encode(x=across, y=down, tooltip=_tips("truth", "predicted", n=",", share=".1%"))
-    )
-    shade = alt.Color("share:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=None)
-    ink = alt.condition("datum.share > 0.5", alt.value("white"), alt.value(INK))
-    squares, counts = base.mark_rect().encode(color=shade), base.mark_text(fontSize=9)
-    layers = alt.layer(squares, counts.encode(text="n:Q", color=ink), title=title)
-    return layers.properties(width=alt.Step(26), height=alt.Step(22))
+def _matrix(rows: Sequence[Document], labels: Sequence[str], title: str, first: bool) -> Spec:
+    order = {"domain": list(labels)}
+    beside: Spec = {"labelLimit": _LONGEST} if first else {"labels": False, "ticks": False}
+    shared = {
+        "x": _name("predicted", "called", scale=order, axis={"labelAngle": -60, "labelLimit": _LONGEST}),
+        "y": _name("truth", "is" if first else None, scale=order, axis=beside),
+        "tooltip": _tips("truth", "predicted", n=",", share=".1%"),
+    }
+    shade = _quantity("share", scale={"scheme": "blues", "domain": [0, 1]}, legend=None)
+    ink = {"condition": {"test": "datum.share > 0.5", "value": "white"}, "value": INK}
+    return _of(rows) | {
+        "transform": [{"filter": "datum.stage == stage"}],
+        "title": title,
+        "layer": [
+            {"mark": "rect", "encoding": {**shared, "color": shade}},
+            {
+                "mark": {"type": "text", "fontSize": 9},
+                "encoding": {**shared, "text": _quantity("n"), "color": ink},
+            },
+        ],
+        "width": {"step": 26},
+        "height": {"step": 22},
+    }
 
 
-def _calibration(document: Document) -> Any:
+def _calibration(document: Document) -> Spec:
     """Return reliability curves of both versions; a calibrated one lies on the diagonal."""
     sides = {document["version"]["number"]: document["evaluation"]}
     if document["against"] and document["against"]["evaluation"]:
@@ -168,45 +216,81 @@ def _calibration(document: Document) -> Any:
         for number, evaluation in sides.items()
         for bin_ in (evaluation["calibration"] or {}).get("bins", [])
     ]
-    whole = alt.Scale(domain=[0, 1])
-    diagonal = _of([{"x": 0, "y": 0}, {"x": 1, "y": 1}]).mark_line(strokeDash=[3, 3], color=MUTED)
-    curves = (
-        _of(rows)
-        .mark_line(point=True)
-        .encode(
-            x=alt.X("confidence:Q", title="confidence", scale=whole),
-            y=alt.Y("accuracy:Q", title="share that is right", scale=whole),
-            color=alt.Color("version:N", scale=alt.Scale(range=[BLUE, ORANGE]), legend=_above()),
-            tooltip=_tips("version", n=",", confidence=".3f", accuracy=".3f"),
-        )
-    )
-    line = diagonal.encode(x="x:Q", y="y:Q")
-    return alt.layer(line, curves).properties(width="container", height=_HEIGHT)
+    whole = {"domain": [0, 1]}
+    diagonal = _of([{"x": 0, "y": 0}, {"x": 1, "y": 1}]) | {
+        "mark": {"type": "line", "strokeDash": [3, 3], "color": MUTED},
+        "encoding": {"x": _quantity("x"), "y": _quantity("y")},
+    }
+    curves = _of(rows) | {
+        "mark": {"type": "line", "point": True},
+        "encoding": {
+            "x": _quantity("confidence", "confidence", scale=whole),
+            "y": _quantity("accuracy", "share that is right", scale=whole),
+            "color": _colour("version", [f"version {number}" for number in sides], (BLUE, ORANGE)),
+            "tooltip": _tips("version", n=",", confidence=".3f", accuracy=".3f"),
+        },
+    }
+    return {"layer": [diagonal, curves], **_WIDE}
 
 
-def _novelty(document: Document) -> Any:
+def _novelty(document: Document) -> Spec:
     """Return how many test cells have which novelty, by stage; a line at the threshold."""
     stages = document["evaluation"]["stages"]
-    colours = alt.Scale(domain=stages, range=[PALETTE[i % len(PALETTE)] for i in range(len(stages))])
-    bars = (
-        _of(document["novelty"])
-        .mark_bar()
-        .encode(
-            x=alt.X("novelty:Q", bin="binned", title="novelty", scale=alt.Scale(domain=[0, 1])),
-            x2="to:Q",
-            y=alt.Y("sum(n):Q", title="test cells"),
-            color=alt.Color("stage:N", scale=colours, legend=_above()),
-            tooltip=_tips("stage", novelty=".2f", n=","),
-        )
-    )
-    threshold = document["evaluation"]["novelty"].get("threshold")
+    bars = _of(document["novelty"]) | {
+        "mark": "bar",
+        "encoding": {
+            "x": _quantity("novelty", "novelty", bin="binned", scale={"domain": [0, 1]}),
+            "x2": {"field": "to"},
+            "y": _quantity("n", "test cells", aggregate="sum"),
+            "color": _colour("stage", stages, _palette(len(stages))),
+            "tooltip": _tips("stage", novelty=".2f", n=","),
+        },
+    }
     layers = [bars]
+    threshold = document["evaluation"]["novelty"].get("threshold")
     if threshold is not None:
-        layers.append(_of([{"x": threshold}]).mark_rule(color=ORANGE, strokeWidth=2).encode(x="x:Q"))
-    return alt.layer(*layers).properties(width="container", height=_HEIGHT)
+        mark = {"type": "rule", "color": ORANGE, "strokeWidth": 2}
+        layers.append(_of([{"x": threshold}]) | {"mark": mark, "encoding": {"x": _quantity("x")}})
+    return {"layer": layers, **_WIDE}
 
 
-def _map(document: Document, mapped: Document) -> alt.Chart:
+def _sides(evaluation: Document) -> Spec:
+    """Return accuracy by stage of network and sums together, and of each alone."""
+    colours = {"together": INK, "network alone": ORANGE, "sums alone": BLUE}
+    by_side = {"together": evaluation["row"]} | {
+        f"{name} alone": values for name, values in evaluation["alone"].items()
+    }
+    rows = [
+        {"stage": stage, "answers": side, "accuracy": value}
+        for side, values in by_side.items()
+        for stage, value in values.items()
+        if value is not None
+    ]
+    return _of(rows) | {
+        "mark": {"type": "point", "filled": True, "size": 90, "opacity": 0.9},
+        "encoding": {
+            "x": _quantity("accuracy", "accuracy on test cells", scale={"zero": False}, axis={"format": "%"}),
+            "y": _name("stage", sort=None, axis={"labelLimit": _LONGEST}),
+            "color": _colour("answers", list(colours), [MUTED, ORANGE, BLUE]),
+            "shape": {"field": "answers", "type": "nominal", "legend": None},
+            "tooltip": _tips("stage", "answers", accuracy=".1%"),
+        },
+        "width": "container",
+        "height": {"step": 26},
+    }
+
+
+def _maps(document: Document, mapped: Document) -> Iterator[tuple[str, str, Spec]]:
+    cells = mapped["cells"]
+    n = f"{len(cells):,}" + (f" of {mapped['kept']:,}" if mapped["kept"] > len(cells) else "")
+    yield "map", f"{n} validation cells in one layout, coloured by type.", _map(document, mapped)
+    shown = _list("shown", "confidence", ["confidence", "novelty"], "colour: ")
+    shade = _quantity("value", scale={"scheme": "viridis", "domain": [0, 1]}, legend=_ABOVE)
+    words = f"The same {len(cells):,} cells, coloured by confidence or novelty."
+    yield "unsure", words, _dots(cells, shown, shade, ["truth", "after"])
+
+
+def _map(document: Document, mapped: Document) -> Spec:
     """Return the map of cells; a list chooses between both versions' types, true types and stages."""
     cells, evaluation = mapped["cells"], document["evaluation"]
     colours = type_colours(evaluation["labels"])
@@ -215,42 +299,32 @@ def _map(document: Document, mapped: Document) -> alt.Chart:
         fields["before"] = f"type by version {document['against']['number']}"
     others = sorted({cell[field] for cell in cells for field in fields} - set(colours))
     colours |= dict.fromkeys(others, MUTED)
-    for place, stage in enumerate(evaluation["stages"]):
-        colours.setdefault(stage, PALETTE[place % len(PALETTE)])
+    for stage, colour in zip(evaluation["stages"], _palette(len(evaluation["stages"])), strict=True):
+        colours.setdefault(stage, colour)
     fields["stage"] = "stage"
-    chosen = alt.binding_select(options=list(fields), labels=list(fields.values()), name="colour: ")
-    return _dots(
-        cells,
-        alt.param(name="shown", value="after", bind=chosen),
-        alt.Color(
-            "value:N",
-            scale=alt.Scale(domain=list(colours), range=list(colours.values())),
-            legend=None,
-        ),
-        list(fields),
-    )
+    shown = _list("shown", "after", list(fields), "colour: ", list(fields.values()))
+    shade = _colour("value", list(colours), list(colours.values()), legend=None)
+    return _dots(cells, shown, shade, list(fields))
 
 
-def _dots(cells: Sequence[Document], shown: Any, colour: alt.Color, names: Sequence[str]) -> alt.Chart:
-    places = alt.Scale(zero=False, nice=False, padding=8)
-    chart: alt.Chart = (
-        _of(cells)
-        .transform_calculate(value="datum[shown]")
-        .mark_circle(size=22, opacity=0.85)
-        .encode(
-            x=alt.X("x:Q", axis=None, scale=places),
-            y=alt.Y("y:Q", axis=None, scale=places),
-            color=colour,
-            tooltip=_tips("cell_id", *names, confidence=".2f", novelty=".2f"),
-        )
-        .add_params(shown)
-        .properties(width="container", height=420)
-        .interactive()
-    )
-    return chart
+def _dots(cells: Sequence[Document], shown: Spec, colour: Spec, names: Sequence[str]) -> Spec:
+    places = {"zero": False, "nice": False, "padding": 8}
+    return _of(cells) | {
+        "transform": [{"calculate": "datum[shown]", "as": "value"}],
+        "params": [shown, {"name": "moved", "select": "interval", "bind": "scales"}],
+        "mark": {"type": "circle", "size": 22, "opacity": 0.85},
+        "encoding": {
+            "x": _quantity("x", axis=None, scale=places),
+            "y": _quantity("y", axis=None, scale=places),
+            "color": colour,
+            "tooltip": _tips("cell_id", *names, confidence=".2f", novelty=".2f"),
+        },
+        "width": "container",
+        "height": 420,
+    }
 
 
-def _epochs(history: Document) -> alt.Chart:
+def _epochs(history: Document) -> Spec:
     """Return validation accuracy by epoch, and accuracy on the probe cells of earlier stages."""
     rows = [
         {"epoch": one["epoch"], "cells": cells, "accuracy": value}
@@ -261,15 +335,42 @@ def _epochs(history: Document) -> alt.Chart:
         }.items()
         if value is not None
     ]
-    chart: alt.Chart = (
-        _of(rows)
-        .mark_line(point=True)
-        .encode(
-            x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1)),
-            y=alt.Y("accuracy:Q", scale=alt.Scale(zero=False)),
-            color=alt.Color("cells:N", scale=alt.Scale(range=list(PALETTE)), legend=_above()),
-            tooltip=_tips("cells", epoch=",", accuracy=".3f"),
-        )
-        .properties(width="container", height=_HEIGHT)
-    )
-    return chart
+    names = list(dict.fromkeys(row["cells"] for row in rows))
+    return _of(rows) | {
+        "mark": {"type": "line", "point": True},
+        "encoding": {
+            "x": _quantity("epoch", axis={"tickMinStep": 1}),
+            "y": _quantity("accuracy", scale={"zero": False}),
+            "color": _colour("cells", names, _palette(len(names))),
+            "tooltip": _tips("cells", epoch=",", accuracy=".3f"),
+        },
+        **_WIDE,
+    }
+
+
+def _study(tuned: Document) -> Spec:
+    """Return accuracy and retention of each finished trial; the chosen and the published one stand out."""
+    colours = {"chosen": ORANGE, "published settings": GREEN, "other": BLUE}
+    rows = []
+    for one in tuned["trials"]:
+        if one["state"] == "complete":
+            what = "chosen" if one["number"] == tuned["chosen"] else "other"
+            what = "published settings" if one["published"] and what == "other" else what
+            settings = {NAMES.get(name, name): value for name, value in one["settings"].items()}
+            scores = {name: one[name] for name in ("number", "accuracy", "retention")}
+            rows.append({"trial": what, **scores, **settings})
+    names = [name for name in rows[0] if name not in ("accuracy", "retention")] if rows else []
+    return _of(rows) | {
+        "mark": {"type": "point", "filled": True, "size": 80, "opacity": 0.9},
+        "encoding": {
+            "x": _quantity("retention", "kept of the earlier stages’ accuracy", scale={"zero": False}),
+            "y": _quantity("accuracy", "balanced accuracy, new cells", scale={"zero": False}),
+            "color": _colour("trial", list(colours), list(colours.values())),
+            "tooltip": _tips(*names, accuracy=".3f", retention=".3f"),
+        },
+        **_WIDE,
+    }
+
+
+def _palette(n: int) -> list[str]:
+    return [PALETTE[place % len(PALETTE)] for place in range(n)]

@@ -1,52 +1,52 @@
 """The page a reviewer promotes by: one version beside another, as one offline HTML file.
 
-Charts are drawn in the browser by the copy of Vega that vl-convert carries: the page asks no server for
-anything. A type has the colour that it has in every figure of canal.
+Charts are drawn in the browser by the copy of Vega that stands in the page: it asks no server for anything.
+A type has the colour that it has in every figure of canal.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from canal.annotation.places import type_colours
-from canal.core.files import new_file
 from canal.core.packages import named_packages
 from canal.quality.verdict import RuleResult
 from canal.registry.ledger.rulings import TOO_FEW
 from canal.report.canvas import write_html
 from canal.report.documents import method_lines
 from canal.report.gate_tables import finding
-from canal.report.page import FILTERS, decimal, percent
+from canal.report.page import FILTERS, count, decimal, percent, points
+from canal.report.study_figures import NAMES, front_rows
 from canal.report.version_charts import charts
 
 Document = Mapping[str, Any]
 _WORST = 6
-_LOW_RECALL = 0.8
+_LEAST = 0.005
+"""A difference of shares that no sentence is about."""
 
 
 @named_packages("`canal report`")
-def write_version_page(document: Document, mapped: Document | None, out: Path) -> Path:
+def write_version_page(document: Document, mapped: Document | None, library: str, out: Path) -> Path:
     """Write the page of a version; the same documents give the same bytes.
 
     Parameters
     ----------
     document, mapped
         As `canal.app.reviewing.review` returns them.
+    library
+        The drawing library; see `canal.report.beside`.
     out
         The HTML file to write.
     """
-    from vl_convert import javascript_bundle
-
     values = {
         "d": document,
         "verdict": verdict(document),
         "promotable": promotable(document),
         "to_mend": list(to_mend(document)),
+        "title": titles(document, mapped),
         "worst": worst_types(document),
         "rulings": _sorted_rulings(document),
         "matrix": _matrix(document),
@@ -55,14 +55,19 @@ def write_version_page(document: Document, mapped: Document | None, out: Path) -
             {**one, "words": finding(RuleResult(*(one[field.name] for field in fields(RuleResult))))}
             for one in sorted(document["gate"].get("rules", ()), key=lambda one: bool(one["passed"]))
         ],
+        "alone": document["evaluation"].get("alone"),
+        "weight": document["method"].get("network_weight"),
+        "study": None if not (document["tuned"] or {}).get("trials") else front_rows(document["tuned"]),
+        "setting_names": NAMES,
+        "durations": {step: duration(spent) for step, spent in document["cost"]["seconds"].items()},
         "novelty": {"threshold": None, "holdouts": []} | dict(document["evaluation"]["novelty"]),
         "method": list(method_lines(document["method"])),
         "markers": document["markers"],
         "kept": _kept(document),
-        "card": card(document),
+        "card": document["card"],
         "charts": charts(document, mapped),
         "colours": list(type_colours(document["evaluation"]["labels"]).items()),
-        "library": javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+        "library": library.replace("</script", "<\\/script"),
     }
     return write_html("version.html", out, values, FILTERS)
 
@@ -118,18 +123,191 @@ def promotable(document: Document) -> str:
 
 
 def to_mend(document: Document) -> Iterator[str]:
-    """Yield what would have to change before the version may be promoted, a sentence for each failed rule."""
+    """Yield what would have to change before the version may be promoted: a sentence for each failed rule."""
     for one in document["rulings"]:
         if one["passed"] or one["overridden"] or one["value"] == TOO_FEW:
             continue
         yield f"{one['rule']}: {one['value']}, asked for {one['bound']}" + (
             f" ({one['note']})" if one["note"] else ""
         )
+    few = sum(one["value"] == TOO_FEW and not one["overridden"] for one in document["rulings"])
+    if few:
+        rules = "1 rule" if few == 1 else f"{few} rules"
+        yield (
+            f"{rules} had too few test cells to be judged: measure it on more cells, or let them pass for a "
+            'reason (--too-few "REASON")'
+        )
 
 
 def worst_types(document: Document) -> list[Document]:
     """Return the types of lowest recall on any stage, the worst first."""
     return sorted(document["types"], key=lambda one: (one["recall"], -one["n"]))[:_WORST]
+
+
+# What each section found: its title.
+
+
+def titles(document: Document, mapped: Document | None) -> dict[str, str]:
+    """Return the title of each section of a page."""
+    return {
+        "matrix": forgotten(document),
+        "types": lost_most(document),
+        "confusion": most_confused(document),
+        "sure": how_sure(document),
+        "map": mapped_rightly(mapped),
+        "genes": strongest_gene(document),
+        "sides": sides(document),
+        "study": study(document["tuned"]),
+        "cost": cost(document["cost"]),
+    }
+
+
+def forgotten(document: Document) -> str:
+    """Return which stage lost most since a version of the lineage was best on it."""
+    best: dict[str, tuple[float, int]] = {}
+    for one in document["lineage"]:
+        for stage, value in (one["row"] or {}).items():
+            if value is not None and value > best.get(stage, (-1.0, 0))[0]:
+                best[stage] = value, one["version"]
+    row = document["evaluation"]["row"]
+    fallen = [
+        (top - row[stage], stage, top, number)
+        for stage, (top, number) in best.items()
+        if row.get(stage) is not None
+    ]
+    if not fallen:
+        return "No stage was measured"
+    loss, stage, top, number = max(fallen)
+    if loss < _LEAST:
+        return "No stage is below its best of the lineage"
+    return f"{stage} is furthest below its best: {percent(top)} (version {number}) → {percent(row[stage])}"
+
+
+def lost_most(document: Document) -> str:
+    """Return which type lost most beside the other version, or is named worst."""
+    changed = [one for one in document["types"] if one["change"]]
+    if not changed:
+        worst = min(document["types"], key=lambda one: one["recall"], default=None)
+        if worst is None:
+            return "No test cells of it are here"
+        return f"{worst['cell_type']} of {worst['stage']} is named worst: {percent(worst['recall'])}"
+    one = min(changed, key=lambda row: row["change"]["difference"])
+    gained = sum(row["change"]["low"] > 0 for row in changed)
+    more = f"; {gained} {'type' if gained == 1 else 'types'} gained" if gained else ""
+    change = one["change"]
+    if change["difference"] > -_LEAST:
+        judged = f"{len(changed)} with enough test cells"
+        return f"No type fell of the {judged}{more}"
+    shown = "" if change["high"] < 0 else ", by no more than chance"
+    return (
+        f"{one['cell_type']} of {one['stage']} fell most: {percent(change['champion'])} → "
+        f"{percent(change['candidate'])}{shown}{more}"
+    )
+
+
+def most_confused(document: Document) -> str:
+    """Return the most frequent confusion, of all test cells of its type and stage."""
+    totals: dict[tuple[str, str], int] = {}
+    wrong: list[tuple[int, str, str, str]] = []
+    for one in document["answers"]:
+        if one["side"] == "after":
+            place = one["stage"], one["truth"]
+            totals[place] = totals.get(place, 0) + one["n"]
+            if one["truth"] != one["predicted"]:
+                wrong.append((one["n"], *place, one["predicted"]))
+    if not wrong:
+        return "No test cell is called by another type’s name" if totals else "No test cells of it are here"
+    n, stage, truth, predicted = max(
+        wrong, key=lambda one: (one[0], one[0] / totals[one[1], one[2]], one[1:])
+    )
+    of = totals[stage, truth]
+    called = f"called {predicted}: {count(n)} of {count(of)} test cells"
+    return f"Most often confused: {truth} of {stage}, {called}"
+
+
+def how_sure(document: Document) -> str:
+    """Return how far a confidence may be believed, and how well unknown cells are noticed."""
+    evaluation = document["evaluation"]
+    error = (evaluation["calibration"] or {}).get("ece")
+    believed = (
+        "Confidence was not measured" if error is None else f"Confidence is off by {points(error)} on average"
+    )
+    held_out = evaluation["novelty"].get("holdouts") or []
+    if not held_out:
+        return f"{believed}; no type was left out to test the threshold"
+    cells = sum(one["n_unknown"] for one in held_out)
+    noticed = sum(one["n_unknown"] * one["unknown_accuracy"] for one in held_out) / max(cells, 1)
+    return f"{believed}; {percent(noticed)} of the cells of left-out types are noticed"
+
+
+def mapped_rightly(mapped: Document | None) -> str:
+    """Return how many cells on the map are named rightly, by both versions where both answer."""
+    if mapped is None:
+        return "It keeps no cells to lay out"
+    cells = mapped["cells"]
+
+    def right(side: str) -> float:
+        return sum(bool(cell[side] == cell["truth"]) for cell in cells) / len(cells)
+
+    before = f", {percent(right('before'))} before" if "before" in cells[0] else ""
+    return f"{percent(right('after'))} of the cells it keeps are named rightly{before}"
+
+
+def strongest_gene(document: Document) -> str:
+    """Return the gene that carries the greatest share of a type."""
+    found = [(one["genes"][0]["share"], one) for one in document["markers"] or () if one["genes"]]
+    if not found:
+        return "No gene carries a type"
+    share, one = max(found, key=lambda pair: pair[0])
+    return f"{one['genes'][0]['gene']} carries most of a type: {percent(share)} of {one['cell_type']}"
+
+
+def sides(document: Document) -> str:
+    """Return what network and sums each contribute, averaged over the stages that were measured."""
+    method, alone = document["method"], document["evaluation"].get("alone")
+    if not alone:
+        if method["name"] == "published":
+            return "The network answers; it keeps no sums to ask"
+        return "The sums answer; what a network alone would answer was not measured"
+    names = [name for name, value in document["evaluation"]["row"].items() if value is not None]
+
+    def mean(values: Mapping[str, float | None]) -> float:
+        measured = [value for name in names if (value := values.get(name)) is not None]
+        return sum(measured) / max(len(measured), 1)
+
+    both = percent(mean(document["evaluation"]["row"]))
+    parts = ", ".join(f"the {name} alone {percent(mean(values))}" for name, values in alone.items())
+    return f"Network and sums name {both} rightly, {parts}"
+
+
+def study(tuned: Document | None) -> str:
+    """Return what a study chose, and what that gained over the published settings."""
+    if not tuned or not tuned.get("trials"):
+        return "Its settings were not tuned: params.yaml sets them"
+    by_number = {one["number"]: one for one in tuned["trials"]}
+    chosen = by_number[tuned["chosen"]]
+    published = next((one for one in tuned["trials"] if one["published"]), None)
+    if chosen["published"]:
+        return f"Of {len(by_number)} trials none is surely better than the published settings"
+    words = f"Trial {chosen['number']} of {len(by_number)} was chosen"
+    if published is None or published["state"] != "complete":
+        return f"{words}: value {decimal(chosen['value'])}"
+    return f"{words}: value {decimal(published['value'])} → {decimal(chosen['value'])}"
+
+
+def cost(spent: Document) -> str:
+    """Return how long the stage took, and what it keeps on disk."""
+    size = f"{sum(spent['bytes'].values()) / 1e6:.1f} MB are kept"
+    if not spent["seconds"]:
+        return f"How long it took is not recorded here; {size}"
+    return f"It took {duration(sum(spent['seconds'].values()))}; {size}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a reader counts them: seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 # Tables.
@@ -187,82 +365,3 @@ def _kept(document: Document) -> list[Document]:
         for row in rows:
             totals[name][row["cell_type"]] = totals[name].get(row["cell_type"], 0) + row["n"]
     return [{"cell_type": label, **{name: totals[name].get(label, 0) for name in totals}} for label in labels]
-
-
-# The model card.
-
-
-def write_card(document: Document, out: Path) -> Path:
-    """Write the model card as Markdown with the header of Hugging Face's model cards; return its path."""
-    version, evaluation = document["version"], document["evaluation"]
-    licences = sorted({one["licence"] for one in document["sources"] if one["licence"]})
-    results = {stage: value for stage, value in evaluation["row"].items() if value is not None}
-    header: dict[str, Any] = {
-        "library_name": "canal-cells",
-        "tags": ["single-cell", "rna-seq", "cell-type-annotation", "continual-learning"],
-        "license": licences[0] if len(licences) == 1 else "other",
-        "model_name": f"{version['model']} {version['number']} ({version['stage']})",
-        "metrics": ["accuracy"],
-        "canal": {"key": version["key"], "accuracy": results, "licences_of_data": licences},
-    }
-    # JSON is YAML, whatever a stage or a licence is called.
-    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in header.items()), "---", ""]
-    lines += [f"# {version['model']} {version['number']}: {_marked(version['stage'])}", ""]
-    for heading, sentences in card(document):
-        lines += [f"## {heading}", "", *(f"- {_marked(one)}" for one in sentences), ""]
-    with new_file(out) as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
-    return out
-
-
-def _marked(text: str) -> str:
-    """Return text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_\[\]<>#|!&])", r"\\\1", " ".join(text.split()))
-
-
-_USE = (
-    "Labels cells of single-cell RNA-seq data of the tissues it learned, as a first draft that a person "
-    "checks. Not for diagnosis or decisions about patients."
-)
-_ETHICS = (
-    "Cells come from people. What the version keeps of them (bank, probe cells, sums) is listed under What "
-    "it keeps; a withdrawn consent is honoured by canal unlearn and canal erase."
-)
-
-
-def card(document: Document) -> list[tuple[str, list[str]]]:
-    """Return the model card: headings of the Hugging Face model card, each with its sentences."""
-    version, evaluation = document["version"], document["evaluation"]
-    labels, threshold = evaluation["labels"], evaluation["novelty"].get("threshold")
-    types = ", ".join(
-        f"{row['cell_type']} ({row['sums']:,} cells)" if row.get("sums") else row["cell_type"]
-        for row in _kept(document)
-    )
-    data = [
-        f"{one['stage']}: {one['citation'] or 'no citation declared'}; "
-        f"licence {one['licence'] or 'not declared'}."
-        for one in document["sources"]
-    ]
-    measured = [
-        f"{stage}: {percent(value)} of its test cells are named rightly."
-        for stage, value in evaluation["row"].items()
-        if value is not None
-    ]
-    limits = [
-        f"{one['cell_type']} of {one['stage']}: {percent(one['recall'])} of {one['n']:,} test cells are "
-        "named rightly."
-        for one in sorted(document["types"], key=lambda row: row["recall"])
-        if one["recall"] < _LOW_RECALL
-    ]
-    unknown = f"Cells of a novelty above {decimal(threshold)} are called Unassigned."
-    if threshold is None:
-        unknown = "It has no threshold: no cell is called Unassigned."
-    return [
-        ("Intended use", [_USE, f"Knows {len(labels)} cell types: {types}."]),
-        ("Training data", data or ["It was learned elsewhere; its bundle names its sources."]),
-        ("Evaluation", measured or ["No test cells of it are here."]),
-        ("Limits", limits or [f"No type has a recall below {percent(_LOW_RECALL)}."]),
-        ("Unknown cells", [unknown]),
-        ("Ethics", [_ETHICS]),
-        ("Version", [f"{version['model']} {version['number']} ({version['stage']}), key {version['key']}."]),
-    ]

@@ -11,19 +11,12 @@ from typing import Any
 from canal.config.sections import BACKBONE
 from canal.core.files import read_json
 from canal.registry.audit.version_files import AuditLog, examples
-from canal.registry.manifest.pages import (
-    TRIAL_MEASURES,
-    PageContent,
-    epoch_numbers,
-    flat,
-    measures,
-    param_texts,
-    same,
-)
+from canal.registry.manifest.pages import LONGEST, TRIAL_MEASURES, PageContent, flat, measures, same
 from canal.registry.manifest.version_folder import Record
 from canal.registry.provenance.registered import RegisteredVersion
 from canal.registry.store.shown import ACTIVE, ENTRY_POINT, RUN_NAME, Points, Shown, ShownRun
 from canal.registry.store.store import TAG
+from canal.registry.store.tracking import epoch_numbers
 
 _CHECK = "mlflow"
 _EVALUATION, _HISTORY, _TUNED = "metrics/evaluation.json", "history.json", "tuned.json"
@@ -193,7 +186,7 @@ def _expected(one: CheckedVersion) -> Iterator[Expected]:
         yield Expected(
             "finetune" if member.is_annotator else "pretrain",
             _HISTORY,
-            {name: param_texts(value) for name, value in params.items()},
+            {name: _param_texts(value) for name, value in params.items()},
             extra,
             points={
                 (name, int(epoch["epoch"])): value
@@ -204,7 +197,7 @@ def _expected(one: CheckedVersion) -> Iterator[Expected]:
         )
     tuned = member.document(_TUNED)
     if isinstance(tuned, dict):
-        chosen = {f"chosen.{name}": param_texts(value) for name, value in tuned["choice"].items()}
+        chosen = {f"chosen.{name}": _param_texts(value) for name, value in tuned["choice"].items()}
         yield Expected("tune", _TUNED, chosen, _numbers(tuned["objectives"]))
     evaluation = _evaluation(one)
     if evaluation is not None:
@@ -327,7 +320,7 @@ def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: RegisteredVers
         expected = Expected(
             "trial",
             _TUNED,
-            {one: param_texts(value) for one, value in trial["settings"].items()},
+            {one: _param_texts(value) for one, value in trial["settings"].items()},
             _numbers({one: trial[one] for one in TRIAL_MEASURES}),
             {("value_by_epoch", int(epoch)): float(value) for epoch, value in trial["curve"].items()},
         )
@@ -340,3 +333,9 @@ def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: RegisteredVers
 def _all_same(points: Points, value: float) -> bool:
     """Whether all points of a metric have this value at step 0."""
     return bool(points) and all(step == 0 and same(actual, value) for step, actual in points)
+
+
+def _param_texts(value: Any) -> tuple[str, ...]:
+    """Return the texts of a parameter in MLflow: a list in JSON may have been logged as a tuple."""
+    kinds = (list, tuple) if isinstance(value, list) else (lambda one: one,)
+    return tuple(str(kind(value))[:LONGEST] for kind in kinds)

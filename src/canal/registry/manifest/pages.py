@@ -20,6 +20,7 @@ import pandas as pd
 from canal.core.digests import json_digest
 from canal.core.files import read_json
 from canal.data.split import read_split
+from canal.registry.manifest import card
 from canal.registry.manifest.version_folder import EVALUATION, Key, Record, parent_stage
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ LONGEST = 6000
 """How many characters MLflow keeps of a parameter."""
 TRIAL_MEASURES = ("accuracy", "retention", "harmonic_mean", "value")
 """Metrics of a trial's run."""
-FLAG, FORMAT = "pages", 1
+FLAG, FORMAT = "pages", 2
 """Field and format in record.json of versions that have such pages; earlier versions have no field.
+
+Descriptions of format 1 lack limits, threshold and data, which later ones take from the model card.
 
 Audits compare every word: a change of wording or figures is a new format.
 """
@@ -39,13 +42,13 @@ Audits compare every word: a change of wording or figures is a new format.
 PREDICTIONS = "metrics/predictions.csv"
 GENES, LABELS, COMBINATION = "model/genes.json", "model/labels.json", "model/combination.json"
 SPLIT, VERDICT = "split/cells.csv", "validation/verdict.json"
-SOURCES = (EVALUATION, PREDICTIONS, GENES, LABELS, COMBINATION, SPLIT, VERDICT)
+SOURCES = (EVALUATION, PREDICTIONS, GENES, LABELS, COMBINATION, SPLIT, VERDICT, card.SOURCES)
 """The files of a version that the pages are made from, where it has them."""
 
 LONGEST_PARAM = 500
 """Characters that MLflow's tables hold of a parameter of a logged model."""
 _LONGEST_TEXT = 4900
-_MOST_TYPES, _MOST_STAGES = 60, 40
+_MOST_TYPES, _MOST_STAGES, _MOST_LINES = 60, 40, 12
 _DIGITS = 32
 _CONTEXTS = {"train": "training", "validation": "validation", "test": "testing"}
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#|~!])")
@@ -181,6 +184,9 @@ class Pages:
                 "writes the ledger. Not by an alias or a stage that is set on this page: `canal audit` finds "
                 "what the ledger does not say."
             )
+        if self.evaluation is not None and self.record.get(FLAG) != 1:
+            own = card.Card("", self.stage, "", self.evaluation, card.read_sources(self.folder))
+            lines += own.lines(_MOST_LINES, _plain)
         text = "\n".join(lines)
         return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
@@ -331,7 +337,7 @@ class PageContent:
 
 def page_content(folder: Path, key: Key, record: Record, number: int) -> PageContent:
     """Return what was written to MLflow about version ``number``; empty for versions of an older canal."""
-    if record.get(FLAG) != FORMAT:
+    if record.get(FLAG) not in (1, FORMAT):
         return PageContent()
     pages = Pages(folder, key, record)
     return PageContent(pages.description(number), pages.tags, pages.params, pages.measures)
@@ -350,15 +356,6 @@ def measures(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
     return figures
 
 
-def epoch_numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number of an epoch's record with its dotted name."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from epoch_numbers(value, f"{path}{name}.")
-        elif isinstance(value, int | float):
-            yield f"{path}{name}", float(value)
-
-
 def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every parameter with its dotted name."""
     for name, value in values.items():
@@ -367,12 +364,6 @@ def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
             yield from flat(value, here)
         else:
             yield here, value
-
-
-def param_texts(value: Any) -> tuple[str, ...]:
-    """Return the texts of a parameter in MLflow: a list in JSON may have been logged as a tuple."""
-    kinds = (list, tuple) if isinstance(value, list) else (lambda one: one,)
-    return tuple(str(kind(value))[:LONGEST] for kind in kinds)
 
 
 def same(there: float | None, value: float) -> bool:

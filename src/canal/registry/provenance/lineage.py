@@ -14,11 +14,14 @@ from canal.registry.store.database import Version
 from canal.registry.store.store import Store
 
 FORMAT = 1
+BANK, SUMS = "keeps bank cells of", "keeps the sums of"
+"""What a version has from its parents, beside the model that it was learned on."""
 
 Kind = Literal["version", "backbone", "run", "verdict", "split", "panel", "data", "source", "bytes"]
 Fact = str | int | float | bool | None
 
 _SPLIT, _VERDICT, _EVALUATION = "split/cells.json", "validation/verdict.json", "metrics/evaluation.json"
+_BANK = "bank/bank.h5ad"
 _IMPORT_FILES = {"checkpoint": "checkpoint", "genes": "gene list", "gene_vectors": "gene vectors"}
 
 
@@ -137,6 +140,11 @@ def _edges(one: RegisteredVersion, known: Mapping[str, RegisteredVersion]) -> li
     edges = [Edge(me, f"run:{one.record['run']}", "registered by")]
     how = "imported" if one.adopted else "merged from" if "merged" in key else "learned on"
     edges += [Edge(me, _version_id(known[parent]), how) for parent in one.parents if parent in known]
+    for parent in (known[parent] for parent in one.parents if parent in known):
+        if _BANK in one.files and _BANK in parent.files:
+            edges.append(Edge(me, _version_id(parent), BANK))
+        if key.get("sums", {}).items() & parent.key.get("sums", {}).items():
+            edges.append(Edge(me, _version_id(parent), SUMS))
     if "merged" in key and one.merged_with is None:
         edges.append(Edge(me, _bundle(one).id, how))
     if one.imported:

@@ -32,8 +32,8 @@ _PLACES = (
     *("data", "incoming", "splits", "corpus", "labels", "tuned", "novel", "cells", "report"),
     *("mlartifacts", ".canal"),
 )
-_COMPUTED = ("features", "training")
-"""What `.canal` holds of cells without naming any: frozen features, and checkpoints of trainings."""
+_COMPUTED = ("features", "training", "layouts")
+"""What `.canal` holds of cells without naming any: features, checkpoints of trainings, layouts of maps."""
 _KEPT = (".canal/locks/", ".canal/erasing/")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")

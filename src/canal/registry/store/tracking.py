@@ -272,3 +272,12 @@ def _fill(run: StepRun, trial: Mapping[str, Any]) -> None:
         run.metrics({"value_by_epoch": value}, int(epoch))
     tags = {f"{TAG}state": trial["state"], f"{TAG}published": str(trial["published"]).lower()}
     run.tags(tags | ({f"{TAG}reason": trial["reason"]} if trial["reason"] else {}))
+
+
+def epoch_numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number of an epoch's record with its dotted name."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from epoch_numbers(value, f"{path}{name}.")
+        elif isinstance(value, int | float):
+            yield f"{path}{name}", float(value)

@@ -12,7 +12,7 @@ from typing import Any
 
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError, RegistryError
-from canal.core.files import new_file
+from canal.core.files import new_file, read_json
 from canal.core.progress import size
 from canal.registry.audit.chain import VersionReader
 from canal.registry.audit.ledger_entries import take_snapshot
@@ -21,7 +21,14 @@ from canal.registry.audit.shown_versions import check_shown, expected_page
 from canal.registry.audit.version_files import MANIFESTS, AuditLog, check_files
 from canal.registry.ledger.joined import replayed
 from canal.registry.ledger.ledger import Sign
-from canal.registry.manifest.version_folder import KEY_FILE, RECORD_FILE, corpus_tables, read_record
+from canal.registry.manifest.card import README, Card, Declared, training_data
+from canal.registry.manifest.version_folder import (
+    EVALUATION,
+    KEY_FILE,
+    RECORD_FILE,
+    corpus_tables,
+    read_record,
+)
 from canal.registry.promotion.moves import ledger_of, moving
 from canal.registry.promotion.promotion import register_entry
 from canal.registry.provenance.registered import (
@@ -115,12 +122,13 @@ def export_bundle(store: Store, wanted: str, path: Path, options: ExportOptions 
     require_files(version)
     options.notice(f"checking the files of version {version.number} ({version.stage}) and of its ancestors")
     with fresh_copies(store) as fetch:
-        files = _files(store, version, fetch)
+        files, chain = _files(store, version, fetch)
         about = About(version.model, version.number, version.key, version.record)
         withheld = [name for name in files if options.without_cells and holds_cells(name)]
         kept = {name: one for name, one in files.items() if name not in withheld}
         if options.sources:
             kept[SOURCES] = json.dumps(options.sources, sort_keys=True, indent=1).encode()
+        kept[README] = _card(version, chain, options.sources).markdown().encode()
         try:
             with new_file(path) as new:  # only a bundle that proves what it claims takes its name
                 options.notice(f"writing {len(kept) + 1} files")
@@ -133,8 +141,25 @@ def export_bundle(store: Store, wanted: str, path: Path, options: ExportOptions 
     return Exported(path, len(kept) + 1, path.stat().st_size, file_digest(path), holds)
 
 
-def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | bytes]:
-    """Return the files of a version's bundle, by name, after checking all of them."""
+def _card(version: Version, chain: Sequence[RegisteredVersion], sources: Mapping[str, Any]) -> Card:
+    """Return the model card of a chain's last version; ``sources``: licence and citation by source."""
+    member, name = chain[-1], f"{version.model} {version.number}"
+    data = _data(chain, sources)
+    return Card(name, member.stage, version.key, read_json(member.folder / EVALUATION), data)
+
+
+def _data(chain: Sequence[RegisteredVersion], sources: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    named = [(one, one.key["data"]["source"]) for one in chain if one.is_annotator]
+    said = {name: Declared(one.get("licence", ""), one.get("citation", "")) for name, one in sources.items()}
+    return [
+        training_data(one.folder, one.stage, source, said.get(source, Declared())) for one, source in named
+    ]
+
+
+def _files(
+    store: Store, version: Version, fetch: Fetch
+) -> tuple[dict[str, Path | bytes], list[RegisteredVersion]]:
+    """Return the files of a version's bundle by name, and its chain, after checking all of them."""
     log, snapshot = AuditLog(), take_snapshot(store, ledger_of(store))
     reader = VersionReader(store, snapshot.ready, snapshot.records, log, fetch)
     member = reader.member(version)
@@ -178,7 +203,7 @@ def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | byt
         )
     ]
     files[LEDGER] = "".join([*registered_elsewhere(chain, keys), *lines]).encode()
-    return files
+    return files, chain
 
 
 @dataclass(frozen=True)
@@ -278,6 +303,7 @@ def _publication(
         pyfunc=True,
         facts={**{name: record[name] for name in _FACTS if name in record}, "imported_from": about},
         tags={f"{TAG}imported_from": f"{manifest.model} {manifest.version}, manifest {about['manifest']}"},
+        sources=_data(chain, read_json(folder / SOURCES) if (folder / SOURCES).is_file() else {}),
     )
 
 

@@ -25,12 +25,14 @@ from canal.config.params import Config
 from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import RegistryError
-from canal.core.files import scratch_folder
+from canal.core.files import read_json, scratch_folder
 from canal.core.progress import doing
 from canal.registry.ledger.ledger import Sign
+from canal.registry.manifest.card import README, Card, lineage_data, write_sources
 from canal.registry.manifest.pages import FLAG, FORMAT, Pages, show
 from canal.registry.manifest.stage_request import cpu_capability, current_commit
 from canal.registry.manifest.version_folder import (
+    EVALUATION,
     IMPORT_KEY,
     IMPORTED,
     KEY_FILE,
@@ -81,6 +83,8 @@ class Publication:
         Facts for record.json, before those of this machine and moment.
     tags : Mapping
         Tags of the version beside those that every version has.
+    sources : sequence of Mapping
+        What its model card says of the data of each stage.
     """
 
     model: str
@@ -91,6 +95,7 @@ class Publication:
     pyfunc: bool
     facts: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    sources: Sequence[Mapping[str, Any]] = ()
 
 
 def whole_key(folder: Path) -> str:
@@ -132,11 +137,20 @@ def publish(store: Store, what: Publication) -> Version:
             )
         model_id = str(made.model_id)  # which stands among the version's files
         assemble(what.folder, what.extras, bundle, what.pyfunc, model_id)
+        _write_card(bundle, what)
         write_record(bundle, {**_facts(store, what), **what.facts, FLAG: FORMAT})
         with store.translated_errors():
             store.client.log_model_artifacts(model_id, str(bundle))
             store.client.finalize_logged_model(model_id, "READY")
         return _enlist(store, bundle, what, model_id)
+
+
+def _write_card(bundle: Path, what: Publication) -> None:
+    """Write the model card of a version that annotates cells, and what it says of the data, as its files."""
+    if (bundle / EVALUATION).is_file():
+        write_sources(bundle, what.sources)
+        stage, evaluation = read_key(bundle)["stage"], read_json(bundle / EVALUATION)
+        Card(what.model, stage, key_digest(bundle), evaluation, what.sources).write(bundle / README)
 
 
 def _enlist(store: Store, bundle: Path, what: Publication, model_id: str) -> Version:
@@ -234,7 +248,7 @@ def sync(
                 continue
             version = published(store, store.model_of(stage), whole_key(layout.model(stage)))
             if version is None:
-                made.append(publish(store, _publication(store, layout, stage, draw)))
+                made.append(publish(store, _publication(store, layout, config, stage, draw)))
             else:
                 known.append(version)
         for version in (*known, *made):
@@ -257,7 +271,7 @@ def _measured_again(
                 yield version, novelty
 
 
-def _publication(store: Store, layout: Layout, stage: str, draw: DrawFigures) -> Publication:
+def _publication(store: Store, layout: Layout, config: Config, stage: str, draw: DrawFigures) -> Publication:
     folder = layout.model(stage)
     key = read_key(folder)
     return Publication(
@@ -267,6 +281,7 @@ def _publication(store: Store, layout: Layout, stage: str, draw: DrawFigures) ->
         run_id=parent_run(store, stage, key["request_digest"]),
         extras=extras(layout, stage, draw(stage)),
         pyfunc=stage != BACKBONE,
+        sources=lineage_data(layout, config, stage),
     )
 
 

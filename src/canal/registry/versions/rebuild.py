@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from canal.config.layout import Layout
+from canal.config.params import Config
 from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
 from canal.core.errors import RegistryError
 from canal.registry.ledger.joined import MERGED, ledger_erased, ledger_records, ledger_retired
 from canal.registry.ledger.ledger import Draft, Entry, Ledger, Sign, ledger_aliases, plain_name, plain_reason
 from canal.registry.ledger.ledger_rules import LOST
+from canal.registry.manifest.card import lineage_data
 from canal.registry.manifest.version_folder import IMPORT_KEY, KEY_FILE, read_key
 from canal.registry.promotion.moves import RETIRED, adopt, ledger_of, moving, record
 from canal.registry.store.database import READY, Version
@@ -48,6 +50,8 @@ class RebuildOptions:
         Project folders with ``models/`` and ``metrics/``; the first is the project's own.
     without : collection of int
         Numbers of annotators to give up though an alias points to them.
+    config : Config or None
+        Parameters of the project, for what model cards say of the data.
     """
 
     by: str
@@ -55,6 +59,7 @@ class RebuildOptions:
     layouts: Sequence[Layout]
     without: Collection[int] = ()
     sign: Sign | None = None
+    config: Config | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ def _rebuild(store: Store, options: RebuildOptions, draw: DrawFigures) -> Rebuil
             store.make_model(model)
         if rebuilding(store) != NUMBERED:
             _say(store, MAKING)
-            maker = _Maker(store, ledger, models, draw, who, why, options.sign)
+            maker = _Maker(store, ledger, models, draw, who, why, options)
             for model in store.models:
                 maker.make(model, gaps)
             _say(store, NUMBERED)
@@ -208,7 +213,7 @@ class _Maker:
     draw: DrawFigures
     who: str
     why: str
-    sign: Sign | None
+    options: RebuildOptions
 
     def make(self, model: str, gaps: Collection[tuple[str, int]]) -> None:
         """Make the version of every number of a model, in order, or a placeholder."""
@@ -241,6 +246,7 @@ class _Maker:
     def _publication(self, entry: Entry, model: ModelFolder, retired: bool) -> Publication:
         key, details, stage = read_key(model.folder), entry.document["details"], model.stage
         before = {"run": details.get("run"), "record": entry.document["record"]}
+        config = self.options.config
         code = {name: details[name] for name in ("git_commit", "dirty") if name in details}
         return Publication(
             model=entry.model,
@@ -251,6 +257,7 @@ class _Maker:
             pyfunc=entry.model == self.store.names.model,
             facts={**code, "rebuilt_from": before},
             tags={RETIRED: "true"} if retired else {},
+            sources=lineage_data(model.layout, config, stage) if config and stage else (),
         )
 
     def _record(self, entry: Entry, digest: str, details: dict[str, object], number: int | None) -> None:
@@ -267,7 +274,7 @@ class _Maker:
                 aliases={alias: number for alias, at in current.items() if at == entry.version},
                 details={**before, **details},
             ),
-            self.sign,
+            self.options.sign,
         )  # fmt: skip
 
 
