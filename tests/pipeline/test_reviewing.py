@@ -14,12 +14,13 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 from vl_convert import vegalite_to_vega
 
+from canal.app.cell_layout import CellMap
+from canal.app.models import LoadedModels
 from canal.app.promoting import Decision, judge_version, promote
 from canal.app.reviewing import TRAINING, Sides, review, sides, write_decision, write_pages
 from canal.cli import app
 from canal.core.errors import RegistryError
 from canal.registry.manifest.card import LOW_RECALL, Card
-from canal.report.beside import library_path
 from canal.report.version_page import promotable, verdict, write_version_page
 from tests.pipeline.test_bundles import other_project
 
@@ -207,18 +208,18 @@ def test_promotion_writes_the_page_of_what_it_decided(line):
     assert write_decision(project, judgement) is None
 
 
-def test_a_page_again_neither_lays_out_cells_nor_packs_the_library(project, tmp_path):
-    kept = project.layout.layouts
-    write_pages(project, tmp_path / "one")
-    (made,) = kept.iterdir()
-    script = library_path()
-    before = made.stat().st_mtime_ns, script.stat().st_mtime_ns
-    write_pages(project, tmp_path / "two")
-    assert (made.stat().st_mtime_ns, script.stat().st_mtime_ns) == before
-    assert (tmp_path / "one" / "index.html").read_bytes() == (tmp_path / "two" / "index.html").read_bytes()
+def test_cells_are_laid_out_once(project):
+    version = project.store.version("2")
+    loaded, folder = LoadedModels(project), project.store.artifacts(version)
+    assert not CellMap.is_laid_out(project, version)
+    first = CellMap(loaded, version, folder).document(None)
+    assert CellMap.is_laid_out(project, version)
+    (made,) = project.layout.layouts.iterdir()
+    before = made.stat().st_mtime_ns
+    assert CellMap(loaded, version, folder).document(None) == first
+    assert made.stat().st_mtime_ns == before
     made.write_bytes(b"no layout")  # as a crash of the disk may leave it
-    write_pages(project, tmp_path / "three")
-    assert (tmp_path / "one" / "index.html").read_bytes() == (tmp_path / "three" / "index.html").read_bytes()
+    assert CellMap(loaded, version, folder).document(None) == first
 
 
 def test_sides_study_and_cost_are_sections(project, tmp_path):
