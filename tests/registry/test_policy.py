@@ -164,7 +164,7 @@ def test_what_power_means_is_said_once_below_the_table():
         "champion": 1,
         "compared_with": {"version": 1, "stage": "first"},
         "rulings": [one.to_json() for one in rulings],
-        "power": power_text(Policy()),
+        "power": power_text(Policy(), rulings),
     }
     lines = rendered(rulings_table(judgement), 300)
     assert lines.count("would show a loss of 5 points; below 0.8 (too low)") == 1

@@ -109,7 +109,7 @@ def judge_version(
     other = champion or parent_of(project, version)
     gathered = gather_evidence(LoadedModels(project), version, other)
     rulings = override(judge(project.config.policy, gathered.evidence), overrides, too_few=bool(too_few))
-    power = power_text(project.config.policy) if any("power " in one.note for one in rulings) else ""
+    power = power_text(project.config.policy, rulings)
     return Judgement(version, champion, rulings, other, too_few, power, gathered)
 
 

@@ -38,7 +38,7 @@ from canal.registry.manifest.card import README, Card, declared, read_sources, t
 from canal.registry.manifest.version_folder import method_view, read_key, read_record
 from canal.registry.promotion import promotion
 from canal.registry.promotion.moves import ledger_of
-from canal.registry.promotion.policy import judge
+from canal.registry.promotion.policy import judge, power_text
 from canal.registry.store.database import Version
 from canal.registry.store.shown import read_shown
 from canal.registry.versions.history import current_evaluation
@@ -221,6 +221,7 @@ def review(
         "against": None if pair.other is None else _other(project, pair.other, pair.role),
         "decisions": decisions(ledger_of(store).entries(), version),
         "rulings": [ruling.to_json() for ruling in rulings],
+        "power": power_text(policy, rulings),
         "policy": policy.model_dump(mode="json"),
         "evaluation": evaluation,
         "comparison": None if compared is None else compared.to_json(),

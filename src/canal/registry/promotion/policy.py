@@ -241,8 +241,10 @@ def _kept(rule: str, pair: Paired, max_loss: float, policy: Policy) -> Ruling:
     return Ruling(rule, value, f"loses <= {max_loss:.3f}", pair.low >= -max_loss, note)
 
 
-def power_text(policy: Policy) -> str:
-    """Return in words what the power of a ruling on retention is, once for all of them."""
+def power_text(policy: Policy, rulings: Sequence[Ruling]) -> str:
+    """Return in words what the power of rulings on retention is, once for all; empty where none has one."""
+    if not any("power " in one.note for one in rulings):
+        return ""
     points = f"{100 * policy.loss_to_see:g} points"
     return (
         f"power: the probability that so many test cells would show a loss of {points}; below "
