@@ -1,24 +1,27 @@
 """The cells that a version keeps to watch forgetting, with both versions' answers, in one layout.
 
-The layout follows from the cells' embedding and takes longest, so it is kept in ``.canal/layouts`` under the
-digest of all that it follows from. Such a file holds places and names no cell.
+Answers and layout follow from the models and the cells and take longest, so they are kept in
+``.canal/layouts`` under the digest of all that they follow from. Such a file names no cell. Nothing is judged
+by it: rulings and comparisons are made of recorded predictions, or by the models anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from canal.app.models import LoadedModels
 from canal.app.project import Project
 from canal.continual.cells import LabelledCells, StoredCells, load_cells
-from canal.core.files import scratch_folder
+from canal.core.files import new_file, scratch_folder
 from canal.registry.store.database import Version
 from canal.report.beside import Beside, make_layout
 
@@ -30,8 +33,9 @@ _SHOWN = 800
 """Cells of a map: more dots would cover each other, and take seconds."""
 _ITERATIONS = 500
 _KEY = 16
-_LAYOUTS = 20
-"""Layouts that are kept, the newest."""
+_ANSWERS = ("labels", "confidence", "novelty", "embedding")
+_LAYOUTS = 60
+"""Files of layouts and answers that are kept, the newest."""
 
 
 class CellMap:
@@ -52,7 +56,8 @@ class CellMap:
         if self.stored is None:
             return
         self.cells = self.stored.cells.take(_spread(self.stored.cells))
-        self.answer, self.embedding = loaded.of(version).predict_represented(self.cells.expression)
+        self.answer = _answers(loaded, version, self.cells.expression)
+        self.embedding = self.answer["embedding"]
         self._layout = _Layout(self.embedding, loaded.project.layout.layouts, version.key[:_KEY])
 
     @staticmethod
@@ -68,15 +73,16 @@ class CellMap:
             "cell_id": self.cells.cell_ids,
             "stage": self.cells.stages,
             "truth": self.cells.cell_types,
-            "after": self.answer.labels,
-            "confidence": np.round(self.answer.confidence.astype(float), 4).tolist(),
-            "novelty": np.round(self.answer.novelty.astype(float), 4).tolist(),
+            "after": self.answer["labels"].tolist(),
+            "confidence": np.round(self.answer["confidence"].astype(float), 4).tolist(),
+            "novelty": np.round(self.answer["novelty"].astype(float), 4).tolist(),
         }
         if other is not None and not other.erased:
-            before = self.loaded.of(other)
-            if set(before.genes) <= set(self.stored.genes):
-                genes = [self.stored.genes.index(gene) for gene in before.genes]
-                columns["before"] = before.predict(self.cells.expression[:, genes]).labels
+            theirs = _genes(self.loaded.project.store.artifacts(other))
+            if set(theirs) <= set(self.stored.genes):
+                genes = [self.stored.genes.index(gene) for gene in theirs]
+                before = _answers(self.loaded, other, self.cells.expression[:, genes])
+                columns["before"] = before["labels"].tolist()
         columns["x"], columns["y"] = np.round(self._layout.places().astype(np.float64), 3).T.tolist()
         rows = zip(*columns.values(), strict=True)
         return {
@@ -117,13 +123,36 @@ class _Layout:
         return tsne_places(self.embedding, _ITERATIONS)
 
 
+def _answers(loaded: LoadedModels, version: Version, expression: np.ndarray) -> Mapping[str, np.ndarray]:
+    """Return a version's answers to cells: ``labels``, ``confidence``, ``novelty`` and ``embedding``."""
+    digest = hashlib.sha256(np.ascontiguousarray(expression).tobytes()).hexdigest()
+    path = loaded.project.layout.layouts / f"{version.key[:_KEY]}-{digest}.npz"
+    with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(path, allow_pickle=False) as kept:
+        found = {name: kept[name] for name in _ANSWERS}
+        if {len(one) for one in found.values()} == {len(expression)}:
+            return found
+    answer, embedding = loaded.of(version).predict_represented(expression)
+    found = dict(
+        zip(_ANSWERS, (np.array(answer.labels), answer.confidence, answer.novelty, embedding), strict=True)
+    )
+    with suppress(OSError):  # where nothing may be written, they are computed again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **found)
+    return found
+
+
+def _genes(folder: Path) -> tuple[str, ...]:
+    """Return the genes of a version's model, in its order."""
+    return tuple(json.loads((folder / "model" / "genes.json").read_text(encoding="utf-8")))
+
+
 def _stored(folder: Path) -> StoredCells | None:
     """Return the cells that a version keeps to watch forgetting; None where these are too few or too many."""
     path = folder / "probe" / "probe.h5ad"
     if not path.is_file():
         return None
-    genes = tuple(json.loads((folder / "model" / "genes.json").read_text(encoding="utf-8")))
-    stored = load_cells(path, genes, ranked=False)
+    stored = load_cells(path, _genes(folder), ranked=False)
     return stored if FEWEST <= len(stored.cells) <= MOST else None
 
 

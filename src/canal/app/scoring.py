@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,8 +136,10 @@ def gather_evidence(loaded: LoadedModels, version: Version, other: Version | Non
     """
     project = loaded.project
     store, folder = project.store, project.store.artifacts(version)
-    findings = [str(one) for one in audit(store, project.layout, project.config, [version]).findings]
-    scored = None if other is None or other.erased else score_versions(loaded, other, version)
+    with ThreadPoolExecutor(1) as beside:  # an audit mostly reads and waits, while the models answer
+        audited = beside.submit(audit, store, project.layout, project.config, [version])
+        scored = None if other is None or other.erased else score_versions(loaded, other, version)
+        findings = [str(one) for one in audited.result().findings]
     compared = None if scored is None else scored.comparison
     if other is not None and other.erased:
         gone = {other.stage: f"the files of its parent, version {other.number}, were erased"}
