@@ -8,7 +8,7 @@ from canal.registry.manifest.pages import measures
 from canal.registry.manifest.version_folder import key_digest
 from canal.registry.store.tracking import StepRun
 from canal.registry.versions.history import measured_as_asked, restore_metrics
-from canal.report.collect import stage_card, write_scores
+from canal.report.collect import write_scores
 
 
 def measure(project: Project, logged: StepRun) -> None:
@@ -22,7 +22,7 @@ def measure(project: Project, logged: StepRun) -> None:
     evaluation = evaluate_stage(project, stage)
     with new_folder(layout.metrics(stage)) as folder:
         write_evaluation(folder, evaluation)
-    write_scores(layout, stage, stage_card(layout, project.config, stage))
+    write_scores(layout, project.config, stage)
     document = evaluation.document
     logged.metrics(measures(document))
     figures = layout.figures(key_digest(layout.model(stage)))
@@ -49,7 +49,7 @@ def main() -> None:
 
             novelty = measure_again(project, version)
         restore_metrics(project.store, version, project.layout.metrics(stage), novelty)
-        write_scores(project.layout, stage, stage_card(project.layout, project.config, stage))
+        write_scores(project.layout, project.config, stage)
     else:
         project_step(project, "evaluate", stage, measure)
 

@@ -268,7 +268,7 @@ def _install(project: Project, version: Version) -> None:
     layout, stage = project.layout, version.stage
     restore_model(project.store, version, layout.model(stage))
     restore_metrics(project.store, version, layout.metrics(stage))
-    write_scores(layout, stage)
+    write_scores(layout, project.config, stage)
     commit_to_lock(project.store, [f"{step}@{stage}" for step in STAGE_STEPS], "run `canal run`, which does")
 
 

@@ -283,4 +283,4 @@ def _install(project: Project, version: Version) -> None:
     restore_metrics(project.store, version, layout.metrics(stage))
     for suffix in (".csv", ".json"):
         restore_file(project.store, version, f"split/cells{suffix}", layout.split(stage).with_suffix(suffix))
-    write_scores(layout, stage)
+    write_scores(layout, project.config, stage)

@@ -145,14 +145,14 @@ _SHOWN = ("average_accuracy", "backward_transfer", "forgetting", "h_score", "aur
 _EPOCH = ("epoch", "loss", "cross_entropy", "distillation", "validation_accuracy")
 
 
-def stage_card(layout: Layout, config: Config, stage: str) -> Card:
+def _stage_card(layout: Layout, config: Config, stage: str) -> Card:
     """Return the model card of an evaluated stage; it has no number before it is registered."""
     evaluation = read_json(layout.metrics(stage) / "evaluation.json")
     key = file_digest(layout.model(stage) / "key.json")
     return Card(config.registry.model, stage, key, evaluation, lineage_data(layout, config, stage))
 
 
-def write_scores(layout: Layout, stage: str, card: Card | None = None) -> None:
+def write_scores(layout: Layout, config: Config, stage: str) -> None:
     """Write ``scores/<stage>`` from the stage's evaluation and training history, and its model card.
 
     Equal measures give equal bytes. A stage that was learned by sums alone has no epochs.
@@ -174,8 +174,7 @@ def write_scores(layout: Layout, stage: str, card: Card | None = None) -> None:
         else:
             pairs = []
         _write(folder / CONFUSION, ("truth", "predicted"), pairs)
-        if card is not None:
-            card.write(folder / README)
+        _stage_card(layout, config, stage).write(folder / README)
 
 
 def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
