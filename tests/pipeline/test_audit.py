@@ -162,10 +162,8 @@ def test_a_changed_ledger_is_found_line_by_line(project):
             in found(project)
         )
     with changed(path, None):
-        assert (
-            "ledger: ledger.jsonl, line 1: the committed ledger (git show HEAD:ledger.jsonl) differs"
-            in found(project)
-        )
+        gone = "ledger: ledger.jsonl is gone or empty: `git checkout HEAD -- ledger.jsonl` brings it back"
+        assert gone in found(project)
     assert found(project) == []
 
 

@@ -128,7 +128,7 @@ def test_what_is_not_committed_yet_and_what_differs_from_the_last_commit(root):
     one = following(BOOK, draft("register", 3, {"candidate": 3}))
     with (root / NAME).open("a") as stream:
         stream.write(one.line)
-    assert looked(root) == ([], [f"ledger: {NAME}: the last 1 entries are not committed to git yet"])
+    assert looked(root) == ([], [f"ledger: {NAME}: the last entry is not committed to git yet"])
     write(root, documents(root)[:3])
     assert looked(root)[0] == [f"ledger: {NAME}, line 4: the committed ledger (git show HEAD:{NAME}) differs"]
 

@@ -211,7 +211,12 @@ def serving_version(project: Project, model: str | None) -> Version:
     require_rebuilt(project.store)
     ready = [version for version in project.store.versions() if version.ready and not version.retired]
     if not ready:
-        raise RegistryError("no version is registered yet; run `canal run` first")
+        if (ledger := project.layout.ledger).is_file() and ledger.stat().st_size:
+            raise RegistryError(
+                f"{ledger.name} names versions, and {project.store.shown} holds none: `dvc pull` brings "
+                "missing files, `canal registry rebuild` makes the registry again from them"
+            )
+        raise RegistryError("no version is registered yet; run `canal run` first, which registers at its end")
     champions = [version for version in ready if CHAMPION in version.aliases]
     return (champions or ready)[-1]
 

@@ -175,6 +175,10 @@ def _unsettled(project: Project) -> Iterator[Need]:
         yield Need(str(error), "git status")
     if layout.pending.is_file():
         yield Need("a move of aliases was interrupted", "canal registry sync")
+    if not layout.ledger.is_file() and any(one.ready for one in project.store.versions()):
+        yield Need(
+            f"{layout.ledger.name}, who decided what, is gone", f"git checkout -- {layout.ledger.name}"
+        )
     if half_rebuilt(project.store):
         yield Need("the registry is half rebuilt", "canal registry sync")
     if _registry_gone(project):

@@ -40,7 +40,8 @@ _MOUSE = re.compile(
     r"[A-Z][a-z]+\d*[a-z0-9.-]*|[A-Z]\d+[a-z][a-z0-9-]*|(mt|H2)-[A-Z][A-Za-z0-9]+|\d{7}[A-Z]\d{2}Rik"
 )
 _HUMAN_MIXED = re.compile(r"C(\d+|X|Y)orf\d+|hsa-.*")
-HUMAN, MOUSE, ENSEMBL = "human", "mouse", "Ensembl id"
+_OTHER = re.compile(r"[a-z][a-z0-9:._@-]*")
+HUMAN, MOUSE, ENSEMBL, OTHER = "human", "mouse", "Ensembl id", "other"
 
 
 @dataclass(frozen=True)
@@ -378,15 +379,19 @@ def _count(rows: np.ndarray, which: np.ndarray, n_cells: int) -> np.ndarray:
 
 
 def kind_of(symbol: str) -> str:
-    """Return ``HUMAN``, ``MOUSE`` (``Cd3e``, ``mt-Co1``, ``1700001C02Rik``) or ``ENSEMBL`` (``ENSG00…``).
+    """Return whose spelling a symbol has.
 
-    Symbols that may be either count as human: the rules use what most symbols of a file look like.
+    ``HUMAN``, ``MOUSE`` (``Cd3e``, ``mt-Co1``, ``1700001C02Rik``), ``ENSEMBL`` (``ENSG00…``), or ``OTHER``:
+    all in small letters, as a fish's or a fly's (``cd3e``, ``zgc:12``). Symbols that may be several count
+    as human: the rules use what most symbols of a file look like.
     """
     if _ENSEMBL.fullmatch(symbol):
         return ENSEMBL
     if _HUMAN_MIXED.fullmatch(symbol):
         return HUMAN
-    return MOUSE if _MOUSE.fullmatch(symbol) else HUMAN
+    if _MOUSE.fullmatch(symbol):
+        return MOUSE
+    return OTHER if _OTHER.fullmatch(symbol) else HUMAN
 
 
 def kinds_of(symbols: Iterable[str]) -> list[str]:

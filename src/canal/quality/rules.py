@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from canal.data.units import MAX_TOTAL
-from canal.quality.evidence import ENSEMBL, HUMAN, MOUSE
+from canal.quality.evidence import ENSEMBL, HUMAN, MOUSE, OTHER
 from canal.quality.rule import (
     Rule,
     absent,
@@ -323,7 +323,7 @@ def symbol_rules(subject: Subject, gate: Gate) -> list[Rule]:
         Rule(
             f"symbols_{gate.species}",
             "error",
-            not_among("gene", "kind", [MOUSE if human else HUMAN], mostly=MOSTLY_OF_SPECIES),
+            not_among("gene", "kind", [MOUSE if human else HUMAN, OTHER], mostly=MOSTLY_OF_SPECIES),
             "symbols spelt as human ones are (CD3E, not Cd3e)"
             if human
             else "symbols spelt as a mouse's are (Cd3e, not CD3E)",

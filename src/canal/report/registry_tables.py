@@ -148,7 +148,9 @@ def audit_report(document: Document) -> Group:
     parts: list[Any] = [_table("Does not hold", findings)] if findings else []
     parts += [_table("To know", notes)] if notes else []
     looked = ", ".join(f"{name} {number:,}" for name, number in document["counts"].items() if number)
-    message = f"{len(findings):,} of the checks above do not hold" if findings else "everything holds"
+    n = len(findings)
+    failed = "the check above does not hold" if n == 1 else f"the {n:,} checks above do not hold"
+    message = failed if findings else "everything holds"
     if not looked and not findings:
         looked = "nothing is registered yet: `canal run` learns and registers"
     message += f" ({looked}; {span(document['seconds'])})" if looked else f" ({span(document['seconds'])})"

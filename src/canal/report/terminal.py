@@ -72,7 +72,9 @@ def matrix_table(evaluations: Sequence[Document]) -> Listing:
 def versions_table(versions: Sequence[Mapping[str, Any]]) -> Any:
     """Return the registered versions, the newest first, or a line that says how to get some."""
     if not versions:
-        return text("No version is registered yet. `canal run` learns the stages and registers them.")
+        return text(
+            "No version is registered yet. `canal run` learns the stages, and registers them at its end."
+        )
     columns = (
         Column("no.", "number", "bold"),
         Column("stage"),
@@ -132,6 +134,10 @@ _REASONS = {
 }
 
 
+_CLEARLY = 1.5
+"""How much more must be Unassigned than of any study left out, before other types are spoken of."""
+
+
 def _study(study: Mapping[str, Any], unassigned: float) -> Iterator[str]:
     """Yield how similar a file is to the learned studies, and what share of known cells may be Unassigned.
 
@@ -146,14 +152,15 @@ def _study(study: Mapping[str, Any], unassigned: float) -> Iterator[str]:
         lowest, usual, highest = (percent(expected[name], digits=0) for name in names)
         span = "" if lowest == highest else f" ({lowest} to {highest})"
         beyond = unassigned > expected["highest"]
+        clearly = unassigned > _CLEARLY * expected["highest"]
         told = f"{percent(like, digits=0)} of the cells lie among those of the learned studies"
         if beyond and like < MOST_LIKE:
             yield told
             return
         yield f"{told}; were all of known types, some {usual} would be Unassigned{span}" + (
             f": {percent(unassigned)} are, so some are likely of types that the model does not know"
-            if beyond
-            else ""
+            if clearly
+            else f": {percent(unassigned)} are"
         )
 
 

@@ -232,11 +232,15 @@ def _check_file(git: GitFile, last: _State, reader: Reader, content: bytes, log:
             return
         line = _line(reader, last, content)
         at = last.commit.short if last.removed else "HEAD"
-        what = f"the committed ledger (git show {at}:{name}) differs"
-        log.finding(LEDGER, "ledger", f"{name}, line {line}: {what}")
+        if content:
+            what = f"{name}, line {line}: the committed ledger (git show {at}:{name}) differs"
+        else:
+            what = f"{name} is gone or empty: `git checkout {at} -- {name}` brings it back"
+        log.finding(LEDGER, "ledger", what)
     elif last.size < len(content):
         number = content[last.size :].count(b"\n")
-        log.note(LEDGER, "ledger", f"{name}: the last {number} entries are not committed to git yet")
+        last_ones = "the last entry is" if number == 1 else f"the last {number} entries are"
+        log.note(LEDGER, "ledger", f"{name}: {last_ones} not committed to git yet")
 
 
 def _check_upstream(git: GitFile, content: bytes, name: str, log: AuditLog) -> None:
