@@ -6,7 +6,7 @@ Only documents are read, none of the cells: the answer takes a second. `canal do
 import json
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,6 +84,10 @@ def status(project: Project) -> Document:
         *_unsettled(project),
         *([] if waiting is None else _to_promote(project, waiting)),
         *_failed_hooks(project),
+        *_warned(
+            project,
+            {one.stage for one in fates if one.fate == "learn"} | {waiting.stage if waiting else None},
+        ),
         *_to_do(project, fates, changed, code is None, running),
     ]
     return {
@@ -211,10 +215,20 @@ def _failed_hooks(project: Project) -> Iterator[Need]:
             yield Need(what, f"tail {path.name}")
 
 
+def _warned(project: Project, undecided: Collection[str | None]) -> Iterator[Need]:
+    """Yield warnings of the gate about the newest stage, until a person has decided about its version."""
+    judged = [name for name in project.config.stages if project.layout.verdict(name).is_file()]
+    if not judged or judged[-1] not in undecided:
+        return
+    rules = read_json(project.layout.verdict(judged[-1]))["rules"]
+    if names := [one["rule"] for one in rules if not one["passed"] and one["severity"] != "error"]:
+        yield Need(f"the gate warns of stage {judged[-1]}: {first_names(names)}", "canal report")
+
+
 def _to_do(
     project: Project, fates: Sequence[StagePlan], changed: Sequence[str], no_git: bool, running: bool
 ) -> Iterator[Need]:
-    """Yield stages to learn, warnings of the gate, entries to sign, and files to commit.
+    """Yield stages to learn, entries to sign, and files to commit.
 
     While a run is at work, it is learning the stages, and the files that it writes are not whole yet.
     """
@@ -223,10 +237,6 @@ def _to_do(
     for one in fates:
         if one.fate == "refuse":
             yield Need(f"a run would refuse {one.stage}: {one.why}", "canal plan")
-    judged = [name for name in project.config.stages if project.layout.verdict(name).is_file()]
-    rules = read_json(project.layout.verdict(judged[-1]))["rules"] if judged else []
-    if names := [one["rule"] for one in rules if not one["passed"] and one["severity"] != "error"]:
-        yield Need(f"the gate warns of stage {judged[-1]}: {first_names(names)}", "canal report")
     keyring = project.config.registry.keyring
     if keyring is not None and not (project.layout.root / keyring).is_file():
         yield Need(f"the keyring {keyring} of params.yaml is missing", "canal keys add")

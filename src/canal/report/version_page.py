@@ -109,7 +109,8 @@ def promotable(document: Document) -> str:
     few = [one for one in failed if one["value"] == TOO_FEW]
     holds = f"{len(rulings) - len(failed)} of {len(rulings)} rules of the policy hold"
     if "champion" in document["version"]["aliases"]:
-        return f"It serves: {holds} today."
+        also = f", {len(few)} had too few test cells to be judged" if few else ""
+        return f"It serves: {holds} today{also}."
     if not failed:
         return f"It may be promoted: {holds}."
     if len(few) == len(failed):
@@ -179,7 +180,7 @@ def forgotten(document: Document) -> str:
         return "No stage was measured"
     loss, stage, top, number = max(fallen)
     if loss < _LEAST:
-        return "No stage is below its best of the lineage"
+        return "No stage is half a point or more below its best in the lineage"
     return f"{stage} is furthest below its best: {percent(top)} (version {number}) → {percent(row[stage])}"
 
 
