@@ -144,7 +144,7 @@ def test_versions_are_promoted_compared_and_rolled_back(line):
 
 
 def test_the_page_shows_the_method(learned_so, method, tmp_path):
-    learned_so.canal("report", "-o", str(tmp_path))
+    learned_so.canal("report", "--training", "-o", str(tmp_path))
     page = (tmp_path / "training.html").read_text()
     assert ("the sums alone" if method == "exact" else "network&#39;s weight 0.5") in page
     assert ("added up; none of them is kept" in page) == (method == "exact")

@@ -23,7 +23,7 @@ def complaints(command: str, document: Any) -> list[str]:
 def words_of(arguments: Sequence[str]) -> str:
     """Return a command's own words among its arguments, as `canal schema` takes them."""
     is_group = arguments[0] in {group.name for group in command_line.registered_groups}
-    return " ".join(arguments[: 1 + is_group])
+    return " ".join(one for one in arguments[: 1 + is_group] if not one.startswith("-"))
 
 
 def _closed(schema: Any) -> Any:

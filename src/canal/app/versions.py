@@ -103,12 +103,8 @@ def mlflow_pages(project: Project, port: int) -> int:
     """Run MLflow's pages of a project's store at this machine until they are ended; return the exit code.
 
     With canal's settings of libraries: MLflow would start eight more processes, of 1.9 GB, for jobs that
-    canal does not have. The address goes by the environment, for it may hold a password.
-
-    Raises
-    ------
-    RegistryError
-        If the store is a server, which has pages of its own, or does not exist yet.
+    canal does not have. The address goes by the environment, for it may hold a password. A `RegistryError` is
+    raised where the store is a server, which has pages of its own, or does not exist yet.
     """
     store = project.store
     if store.uri.startswith(("http://", "https://")):

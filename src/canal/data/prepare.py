@@ -15,11 +15,10 @@ from scipy.sparse import csr_matrix
 
 from canal.config.stage_sections import Source
 from canal.core.digests import canonical_json, file_digest, json_digest
-from canal.core.errors import DataError, SourceError, did_you_mean, tell
+from canal.core.errors import DataError, SourceError, tell
 from canal.core.files import new_folder, write_json
 from canal.core.progress import doing
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
-from canal.io.arrays import listed
 from canal.io.blocks import Matrix
 from canal.io.h5ad import H5adFile, open_h5ad
 from canal.io.hdf5 import compression_of, read_whole
@@ -195,15 +194,7 @@ def _obs(table: pd.DataFrame, digests: list[str]) -> pd.DataFrame:
 Repairs = dict[str, Any]
 
 
-def _labels(file: H5adFile, column: str) -> pd.Series:
-    """Return the column of cell types."""
-    if column not in file.obs_columns:
-        has = f"it has {listed(file.obs_columns)}{did_you_mean(column, file.obs_columns)}"
-        raise DataError(
-            f"{file.path}: obs has no column {column!r} of cell types; {has}: name the column that holds "
-            "them (--label COLUMN, in params.yaml label); a file without labels is for canal annotate"
-        )
-    return file.obs_column(column)
+_NO_LABELS = ": name that of cell types (--label, in params.yaml label); without labels: canal annotate"
 
 
 def describe_cells(file: H5adFile, name: str, source: Source) -> tuple[pd.DataFrame, Repairs]:
@@ -224,7 +215,7 @@ def describe_cells(file: H5adFile, name: str, source: Source) -> tuple[pd.DataFr
     unique, repeated = unique_names(names)
     labels = pd.Series([""] * file.n_cells, dtype=object)  # of a source that only pre-trains
     if source.label is not None:
-        labels = _labels(file, source.label)
+        labels = file.obs_column(source.label, _NO_LABELS)
     original, stripped = _stripped(labels, source.label_map)
     types = {label: (source.label_map or {}).get(label, label) for label in original.unique()}
     batch, unnamed = _batches(file, name, source)

@@ -99,9 +99,9 @@ class H5adFile:
         """Return the cells' names as the file has them."""
         return self._obs.names()
 
-    def obs_column(self, name: str) -> pd.Series:
-        """Return a column of obs as str, nulls as ``""``; raises `DataError` if it is not there."""
-        return self._obs.column(name)
+    def obs_column(self, name: str, otherwise: str = "") -> pd.Series:
+        """Return a column of obs as str, nulls as ``""``; a missing one is refused, ended by ``otherwise``."""
+        return self._obs.column(name, otherwise)
 
     def typed_obs_column(self, name: str) -> pd.Series:
         """Return a column of obs with numbers as numbers, truth values as bool, nulls as NaN or None."""
@@ -221,7 +221,7 @@ class Table:
         with reading(self._path, f"{self._key}/{self._index}"):
             return list(self._read(self._index))
 
-    def column(self, name: str) -> pd.Series:
+    def column(self, name: str, otherwise: str = "") -> pd.Series:
         """Return a column as str, categories decoded and nulls as ``""``, indexed 0..n-1.
 
         Raises
@@ -233,7 +233,7 @@ class Table:
 
         if name not in self.columns:
             has = f"it has {listed(self.columns)}{did_you_mean(name, self.columns)}"
-            raise DataError(f"{self._path}: {self._key} has no column {name!r}; {has}")
+            raise DataError(f"{self._path}: {self._key} has no column {name!r}; {has}{otherwise}")
         with reading(self._path, f"{self._key}/{name}"):
             values = self._read(name)
         if len(values) != self.size:
