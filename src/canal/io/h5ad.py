@@ -100,7 +100,7 @@ class H5adFile:
         return self._obs.names()
 
     def obs_column(self, name: str, otherwise: str = "") -> pd.Series:
-        """Return a column of obs as str, nulls as ``""``; a missing one is refused, ended by ``otherwise``."""
+        """Return a column of obs as str, nulls as ``""``; a missing one is refused with ``otherwise``."""
         return self._obs.column(name, otherwise)
 
     def typed_obs_column(self, name: str) -> pd.Series:
