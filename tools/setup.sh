@@ -41,33 +41,39 @@ done
 [ -n "$python" ] || fail "Python 3.11, 3.12 or 3.13 is needed, found $(python3 --version 2>&1 || true); name one with PYTHON=/path/to/python3.12"
 
 began=$SECONDS
-if ! "$venv/bin/python" -c "" 2>/dev/null; then
-  clear=""
-  [ -e "$venv" ] && clear=--clear && echo "setup: the Python of $venv is gone"
-  echo "setup: making $venv with $("$python" --version)"
-  "$python" -m venv $clear "$venv" || fail "could not make a virtual environment; is the venv module installed (python3-venv)?"
-fi
-
 log=$venv/setup.log
 # Every two seconds: how long it has been, and which package pip is at.
 tell_progress() {
   local package=""
   while sleep 2; do
     package=$(sed -nE 's/^ *(Collecting|Downloading|Using cached|Building wheel for|Installing collected packages)[: ]+([A-Za-z0-9._-]+).*/\1 \2/p' "$log" 2>/dev/null | tail -n 1 | sed -E 's/-[0-9].*//; s/collected packages .*/packages/')
-    echo "setup: ${package:-starting pip} ($((SECONDS - began)) s so far)"
+    echo "setup: ${package:-still at work} ($((SECONDS - began)) s so far)"
   done
 }
 
+# Runs a command and tells meanwhile how long it has been.
+telling() {
+  tell_progress &
+  local pid=$! code=0
+  trap "kill $pid 2>/dev/null" EXIT
+  "$@" || code=$?
+  kill $pid 2>/dev/null || true
+  wait $pid 2>/dev/null || true
+  trap - EXIT
+  return $code
+}
+
+if ! "$venv/bin/python" -c "" 2>/dev/null; then
+  clear=""
+  [ -e "$venv" ] && clear=--clear && echo "setup: the Python of $venv is gone"
+  echo "setup: making $venv with $("$python" --version)"
+  telling "$python" -m venv $clear "$venv" || fail "could not make a virtual environment; is the venv module installed (python3-venv)?"
+fi
+
+pip_install() { "$venv/bin/python" -m pip install --disable-pip-version-check -c constraints.txt "$@" >"$log" 2>&1; }
 install() {
   : >"$log"
-  tell_progress &
-  local telling=$! code=0
-  trap "kill $telling 2>/dev/null" EXIT
-  "$venv/bin/python" -m pip install --disable-pip-version-check -c constraints.txt "$@" >"$log" 2>&1 || code=$?
-  kill $telling 2>/dev/null || true
-  wait $telling 2>/dev/null || true
-  trap - EXIT
-  [ "$code" = 0 ] && return
+  telling pip_install "$@" && return
   if grep -qiE 'connection|resolve|timed out|network|retrying' "$log"; then
     fail "pip cannot reach its package index; is there a network? (details in $log)"
   fi
