@@ -8,7 +8,6 @@ by it: rulings and comparisons are made of recorded predictions, or by the model
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from importlib.metadata import version as installed
@@ -22,6 +21,8 @@ from canal.app.models import LoadedModels
 from canal.app.project import Project
 from canal.continual.cells import LabelledCells, StoredCells, load_cells
 from canal.core.files import new_file, scratch_folder
+from canal.model.storage import read_names
+from canal.registry.manifest.pages import GENES
 from canal.registry.store.database import Version
 from canal.report.beside import Beside, make_layout
 
@@ -78,7 +79,7 @@ class CellMap:
             "novelty": np.round(self.answer["novelty"].astype(float), 4).tolist(),
         }
         if other is not None and not other.erased:
-            theirs = _genes(self.loaded.project.store.artifacts(other))
+            theirs = read_names(self.loaded.project.store.artifacts(other), GENES)
             if set(theirs) <= set(self.stored.genes):
                 genes = [self.stored.genes.index(gene) for gene in theirs]
                 before = _answers(self.loaded, other, self.cells.expression[:, genes])
@@ -142,17 +143,12 @@ def _answers(loaded: LoadedModels, version: Version, expression: np.ndarray) -> 
     return found
 
 
-def _genes(folder: Path) -> tuple[str, ...]:
-    """Return the genes of a version's model, in its order."""
-    return tuple(json.loads((folder / "model" / "genes.json").read_text(encoding="utf-8")))
-
-
 def _stored(folder: Path) -> StoredCells | None:
     """Return the cells that a version keeps to watch forgetting; None where these are too few or too many."""
     path = folder / "probe" / "probe.h5ad"
     if not path.is_file():
         return None
-    stored = load_cells(path, _genes(folder), ranked=False)
+    stored = load_cells(path, read_names(folder, GENES), ranked=False)
     return stored if FEWEST <= len(stored.cells) <= MOST else None
 
 

@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from canal.app.declaring import tuning_of
 from canal.app.project import Project
 from canal.app.tasks import stage_task, training_hooks
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import CanalError, tell
-from canal.core.progress import doing, percent
+from canal.core.progress import percent
 from canal.quality.verdict import require_passing
 from canal.registry.manifest.stage_request import request_digest
 from canal.registry.manifest.version_folder import read_key
 from canal.registry.versions.history import require_available
+from canal.report.terminal import learning_progress
 from canal.runtime.startup import begin
 from canal.tuning.attempts import Attempts, Space, effective_cells
 from canal.tuning.document import (
@@ -207,14 +206,8 @@ def watch_trials(
 ) -> Iterator[Watch]:
     """Show a study's trials and the best so far; ``log`` is called with all finished trials after each."""
     stage, tuning = study.plan.stage, study.plan.tuning
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
     reported: set[int] = set()
-    with (
-        doing("" if console.is_terminal else f"{stage}: tuning"),
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-    ):
-        task = bar.add_task(f"{stage}: tuning", total=tuning.n_trials)
+    with learning_progress(f"{stage}: tuning", tuning.n_trials) as (bar, task):
 
         def on_epoch(settings: Mapping[str, float], epoch: int) -> None:
             line = f"{stage}: {_settings(settings)}, epoch {epoch} of at most {tuning.epochs}{_best(study)}"
@@ -225,7 +218,7 @@ def watch_trials(
             log(trials)
             bar.update(task, completed=len(trials), description=f"{stage}: tuning{_best(study)}")
             for number, trial in trials.items():
-                if number not in reported and not console.is_terminal:
+                if number not in reported and not bar.console.is_terminal:
                     done = f"{len(reported) + 1} of at most {tuning.n_trials} done"
                     what = f"trial {trial['number']}, {_settings(trial['settings'])}: {_outcome(trial)}"
                     tell(f"{stage}: {what}; {done}{_best(study)}")

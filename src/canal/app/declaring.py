@@ -16,7 +16,7 @@ from canal.annotation.harmonise import LabelMap, is_map_sheet, read_map_sheet
 from canal.app.project import Project
 from canal.config.branches import with_branch
 from canal.config.layout import name_from
-from canal.config.params import Tuning
+from canal.config.params import Config, Tuning
 from canal.config.sections import BACKBONE, Continual
 from canal.config.yaml_file import parse, save, with_stage
 from canal.core.digests import file_digest
@@ -45,14 +45,19 @@ LABELS_FILE = "validation/labels.json"
 """Where a model folder keeps the check of its stage's labels."""
 
 
+def _require_stage(config: Config, stage: str) -> None:
+    """Raise `ConfigError` unless params.yaml has this stage."""
+    if stage not in config.stages:
+        near = did_you_mean(stage, config.stages)
+        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages) or 'none'}{near}")
+
+
 def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict:
     """Run the gate on an h5ad file, with the declaration of a stage's source (default: the last stage)."""
     project = Project.open(root)
     config = project.config
     stage = stage or config.last_stage
-    if stage not in config.stages:
-        near = did_you_mean(stage, config.stages)
-        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages) or 'none'}{near}")
+    _require_stage(config, stage)
     source = config.stages[stage].source
     settings = PrepareSettings(config.min_genes(source), config.prepare.chunk_cells)
     subject = replace(project.candidate(stage), raw=file)
@@ -353,9 +358,7 @@ def tuning_of(project: Project, stage: str) -> Tuning:
         If there is no such stage, or it is not tuned.
     """
     config = project.config
-    if stage not in config.stages:
-        near = did_you_mean(stage, config.stages)
-        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages) or 'none'}{near}")
+    _require_stage(config, stage)
     tuning = config.study(stage)
     if tuning is None:
         settings = config.learning(stage)

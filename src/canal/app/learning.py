@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from canal.app.declaring import LABELS_FILE
 from canal.app.project import Project
@@ -36,7 +34,7 @@ from canal.continual.stage import StageArtifacts, finish, finish_exact
 from canal.continual.trainer import learn_stage
 from canal.core.errors import CanalError, HistoryError, tell, visible
 from canal.core.files import read_json
-from canal.core.progress import doing, percent
+from canal.core.progress import percent
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stage_sums import StageSums
 from canal.model.annotator import GENES, Annotator
@@ -48,6 +46,7 @@ from canal.registry.manifest.stage_request import request_digest
 from canal.registry.manifest.version_folder import key_digest, read_key
 from canal.registry.store.database import Version
 from canal.registry.store.tracking import StepRun, epoch_numbers
+from canal.report.terminal import learning_progress
 from canal.tuning.document import TUNED_FILE, settings_of
 
 
@@ -95,13 +94,7 @@ def watch_training(project: Project, logged: StepRun, stage: str, max_epochs: in
     reruns the stage: a killed training resumes from them. Cached features are kept for later stages.
     """
     scratch = project.layout.training(f"{stage}-{request_digest(project.config, stage)[:16]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with (
-        doing("" if console.is_terminal else f"{stage}: training"),
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-    ):
-        task = bar.add_task(stage, total=max_epochs)
+    with learning_progress(f"{stage}: training", max_epochs) as (bar, task):
 
         def show(epoch: dict[str, Any]) -> None:
             numbers = {name: value for name, value in epoch_numbers(epoch) if name != "epoch"}
@@ -110,14 +103,14 @@ def watch_training(project: Project, logged: StepRun, stage: str, max_epochs: in
                 f"{name} {numbers[name]:.4g}" for name in _SHOWN if name in numbers
             )
             bar.update(task, completed=epoch["epoch"], description=line)
-            if not console.is_terminal:
+            if not bar.console.is_terminal:
                 tell(line)
 
         yield replace(
             training_hooks(project),
             on_epoch=show,
             checkpoint_dir=scratch,
-            on_notice=lambda notice: console.print(
+            on_notice=lambda notice: bar.console.print(
                 visible(f"{stage}: {notice}"), soft_wrap=True, markup=False
             ),
         )

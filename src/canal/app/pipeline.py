@@ -105,19 +105,8 @@ def project_step(
         return
     step = entry_point if entry_point == "pretrain" else f"{entry_point}@{stage}"  # as DVC names it
     with doing(f"step {step}"):
-        _learn_as(run_id, project, entry_point, stage, learn)
+        import torch
 
-
-def _learn_as(
-    run_id: str,
-    project: Project,
-    entry_point: str,
-    stage: str,
-    learn: Callable[[Project, StepRun], None],
-) -> None:
-    """Run ``learn`` as the MLflow run that this process was handed."""
-    import torch
-
-    torch.set_num_threads(project.config.threads)
-    with step_run(project.store, project.config, stage, entry_point, run_id) as logged:
-        learn(project, logged)
+        torch.set_num_threads(project.config.threads)
+        with step_run(project.store, project.config, stage, entry_point, run_id) as logged:
+            learn(project, logged)

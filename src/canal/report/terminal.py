@@ -6,7 +6,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from canal.core.progress import OnCells, count, doing, first_names, percent
@@ -313,6 +323,18 @@ def cells_progress() -> Iterator[OnCells | None]:
             bar.update(task, completed=done, total=total)
 
         yield tell
+
+
+@contextmanager
+def learning_progress(what: str, total: int) -> Iterator[tuple[Progress, TaskID]]:
+    """Yield a bar of epochs or trials, and its task; where nobody sees a terminal, lines tell them."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with (
+        doing("" if console.is_terminal else what),
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+    ):
+        yield bar, bar.add_task(what, total=total)
 
 
 def _bar() -> Progress:

@@ -13,6 +13,7 @@ from typing import Any
 
 from canal.annotation.places import type_colours
 from canal.core.packages import named_packages
+from canal.core.progress import size, span
 from canal.quality.verdict import RuleResult
 from canal.registry.ledger.rulings import TOO_FEW
 from canal.report.canvas import write_html
@@ -59,7 +60,7 @@ def write_version_page(document: Document, mapped: Document | None, library: str
         "weight": document["method"].get("network_weight"),
         "study": None if not (document["tuned"] or {}).get("trials") else front_rows(document["tuned"]),
         "setting_names": NAMES,
-        "durations": {step: duration(spent) for step, spent in document["cost"]["seconds"].items()},
+        "durations": {step: span(spent) for step, spent in document["cost"]["seconds"].items()},
         "novelty": {"threshold": None, "holdouts": []} | dict(document["evaluation"]["novelty"]),
         "method": list(method_lines(document["method"])),
         "markers": document["markers"],
@@ -298,17 +299,10 @@ def study(tuned: Document | None) -> str:
 
 def cost(spent: Document) -> str:
     """Return how long the stage took, and what it keeps on disk."""
-    size = f"{sum(spent['bytes'].values()) / 1e6:.1f} MB are kept"
+    kept = f"{size(sum(spent['bytes'].values()))} are kept"
     if not spent["seconds"]:
-        return f"How long it took is not recorded here; {size}"
-    return f"It took {duration(sum(spent['seconds'].values()))}; {size}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a reader counts them: seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        return f"How long it took is not recorded here; {kept}"
+    return f"It took {span(sum(spent['seconds'].values()))}; {kept}"
 
 
 # Tables.
