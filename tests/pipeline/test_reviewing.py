@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from shutil import rmtree
 from typing import Any
 from zipfile import ZipFile
 
@@ -178,20 +179,21 @@ def test_a_page_says_what_would_have_to_change(project, tmp_path):
     document["rulings"] = [failed, {**failed, "rule": "audit", "passed": True}]
     text = write_version_page(document, mapped, "", tmp_path / "page.html").read_text()
     assert promotable(document) == "It may not be promoted: 1 of 2 rules of the policy hold, 1 fails."
-    assert "accuracy: 0.100, asked for &gt;= 0.700 (of 40 cells)" in text
+    assert "accuracy: 10.0 %, asked for &gt;= 70.0 % (of 40 cells)" in text
 
 
 def test_promotion_writes_the_page_of_what_it_decided(line):
     """A refusal says what would have to change, a promotion who serves; neither fails by its page."""
     project = line.project()
     page = line.root / "report" / "index.html"
+    rmtree(project.layout.layouts)
     done = CliRunner().invoke(
         app, ["promote", "2", "--by", "A", "--why", "w", "--json", "--root", str(line.root)]
     )
     assert done.exit_code == 1
     assert json.loads(done.stdout)["page"] == str(page)
     assert "Before it may serve, this would have to change" in page.read_text()
-    assert "canal report 2" in page.read_text()  # no layout is kept yet: no map
+    assert "canal report 2" in page.read_text()  # no layout is kept: no map
     write_pages(project, line.root / "report", "2")
     decided = ("--by", "A. Person", "--why", "all types", "--override", "*", "--too-few", "few")
     line.canal("promote", "2", *decided)
@@ -211,8 +213,14 @@ def test_promotion_writes_the_page_of_what_it_decided(line):
 def test_cells_are_answered_and_laid_out_once(project, monkeypatch):
     version = project.store.version("2")
     loaded, folder = LoadedModels(project), project.store.artifacts(version)
+    assert CellMap.is_laid_out(project, version)  # by the step that evaluated its stage
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedModels, "of", lambda *_: pytest.fail("the model is asked again"))
+        kept = CellMap(loaded, version, folder).document(None)
+    rmtree(project.layout.layouts)
     assert not CellMap.is_laid_out(project, version)
     first = CellMap(loaded, version, folder).document(None)
+    assert first == kept
     assert CellMap.is_laid_out(project, version)
     made = sorted(project.layout.layouts.iterdir(), key=lambda one: one.suffix)
     assert [one.suffix for one in made] == [".npy", ".npz"]

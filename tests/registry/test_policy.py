@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 
 from canal.config.decisions import Policy
 from canal.core.errors import PolicyError
+from canal.registry.ledger.rulings import in_percent
 from canal.registry.promotion.comparing import (
     Comparison,
     Sampling,
@@ -110,7 +111,7 @@ def test_accuracies_are_judged_at_the_lower_end_of_their_interval():
         rulings = {one.rule: one for one in judge(Policy(), changed(per_stage=stage, row={"second": 0.74}))}
         assert rulings["accuracy"].passed == passed
         assert rulings["accuracy"].value == "0.740"
-        assert "judged at the lower end of [0." in rulings["accuracy"].note
+        assert "judged at the lower end of [" in rulings["accuracy"].note
     few_of_a_type = measured(200, {"B": (197, 1.0), "T": (3, 0.0)})
     unsure = judge(Policy(), changed(per_stage={"second": few_of_a_type}))
     assert [one.rule for one in blocking_rulings(unsure)] == ["balanced_accuracy"]
@@ -215,7 +216,18 @@ def test_retention_judges_the_interval_not_the_mean():
         if one.rule == "retention:first"
     )
     assert not ruling.passed
-    assert "change -0.080 [-0.1" in ruling.note
+    assert "change -8.0 [-1" in ruling.note
+
+
+def test_people_read_shares_in_percent_and_the_ledger_keeps_them():
+    rulings = {one.rule: one.to_json() for one in judge(Policy(), evidence(comparison=comparison(lost=16)))}
+    share = rulings["accuracy"]["value"]
+    assert float(share) <= 1
+    assert in_percent(rulings["accuracy"]) == (f"{100 * float(share):.1f} %", ">= 70.0 %")
+    assert in_percent(rulings["retention:first"])[1] == "loses <= 10.0 points"
+    assert in_percent(rulings["ece"]) == (rulings["ece"]["value"], rulings["ece"]["bound"])
+    assert in_percent(rulings["audit"]) == ("0 findings", "none")
+    assert in_percent(rulings["clean"])[0] == rulings["clean"]["value"]
 
 
 def test_overriding_what_passes_changes_nothing_and_an_unknown_rule_is_refused():

@@ -207,8 +207,7 @@ def review(
     gathered = None if judgement is None else judgement.gathered
     loaded = LoadedModels(project) if gathered is None else gathered.loaded
     brief = judgement is not None and not CellMap.is_laid_out(project, version)
-    with doing("laying out the cells that the version keeps to watch forgetting"):
-        cells = None if brief else CellMap(loaded, version, folder)
+    cells = None if brief else CellMap(loaded, version, folder)
     gathered = gathered or gather_evidence(loaded, version, pair.other)
     evidence, scored = gathered.evidence, gathered.scored
     rulings = judge(policy, evidence) if judgement is None else judgement.rulings
@@ -243,8 +242,7 @@ def review(
     if cells is None:
         return {**shown, "markers": None}, None
     markers = [one.to_json() for one in model_markers(loaded.of(version), _MARKERS)]
-    with doing("laying out the cells that the version keeps to watch forgetting"):
-        return {**shown, "markers": markers}, cells.document(pair.other)
+    return {**shown, "markers": markers}, cells.document(pair.other)
 
 
 def _about(version: Version, key: Mapping[str, Any], record: Mapping[str, Any]) -> Document:
