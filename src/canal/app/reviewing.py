@@ -348,9 +348,8 @@ def _data(project: Project, ancestors: Sequence[tuple[Version, Document]]) -> It
     for one, key in reversed(ancestors):
         if one.model == store.names.model and not one.erased:
             source = key["data"]["source"]
-            yield dict(
-                training_data(store.artifacts(one), one.stage, source, declared(project.config, source))
-            )
+            said_here = declared(project.config, source)
+            yield from map(dict, training_data(store.artifacts(one), one.stage, source, said_here))
 
 
 def _cost(project: Project, version: Version, folder: Path) -> Document:
