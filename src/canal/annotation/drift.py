@@ -331,7 +331,7 @@ def _judge_types(rows: Rows, stages: Sequence[Stage]) -> Finding:
     if held and rows.labels:
         spread = spread + np.sqrt(those * (1 - those) / m[:, None]).max(axis=0).sum() / 2
         spread = spread + np.sqrt(math.log(1 / _ALPHA) / 2 * (1 / np.maximum(n, 1) + 1 / m.min()))
-    values = np.where(n > 0, over.sum(axis=1), np.nan)
+    values = np.where((n > 0) & (len(held) > 1), over.sum(axis=1), np.nan)
     alarm = over.sum(axis=1) - spread > TYPES_TOLERANCE
     details: list[Document] = []
     for row in range(len(rows)):

@@ -27,6 +27,8 @@ Document = dict[str, Any]
 By = Literal["month", "file"]
 
 FORMAT = 1
+ALARM_CODE = 3
+"""Exit code of `canal watch` where an alarm stands: 1 is an error, 2 a wrong call."""
 _AHEAD = timedelta(days=1)
 """How far ahead of this machine's clock a record's may be."""
 _SHOWN_FILES = 20
@@ -310,12 +312,11 @@ class _View:
         like = self._like(number)
         shifted = like is not None and like < MOST_LIKE
         cause, advice, command = _advice(measure, shifted, files[0])
-        where = f"of {name}" if by == "file" else "of undated files" if name == "undated" else f"of {name}"
         return {
             "row": name,
             "measure": measure,
             "cause": cause,
-            "what": self._words(number, measure, where),
+            "what": self._words(number, measure, f"of {name}"),
             "where": f"above all in {first_names([one.name for one in files])}" if by == "month" else "",
             "advice": advice,
             "command": command,
