@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ ALARM, IN_RANGE, TOO_FEW, NOT_MEASURED, NOT_RECORDED = (
 _Z = 3.2905
 """Quantile of the normal distribution of `LEVEL`, on two sides."""
 _ALPHA = 1 - LEVEL
+_MOST = 1 << 40
+"""Cells of a file; more are a damaged number."""
 
 Document = dict[str, Any]
 
@@ -113,8 +115,8 @@ def histogram(values: np.ndarray) -> list[int]:
 
 def is_sound(record: Mapping[str, Any]) -> bool:
     """Whether the numbers of cells in an annotation record can be: none below 0, and the types' sum right."""
-    counts = record["cell_types"].values()
-    return record["n_cells"] > 0 and all(n >= 0 for n in counts) and sum(counts) == record["n_cells"]
+    counts, n = record["cell_types"].values(), record["n_cells"]
+    return 0 < n <= _MOST and min(counts, default=0) >= 0 and sum(counts) == n
 
 
 def rows_of(records: Sequence[Mapping[str, Any]]) -> Rows:
@@ -150,17 +152,21 @@ def _unassigned(record: Mapping[str, Any]) -> int:
 
 
 def _histograms(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    none = [0] * BINS
-    return np.array([_counts(one, name) or none for one in records], dtype=np.int64).reshape(-1, BINS)
-
-
-def _counts(record: Mapping[str, Any], name: str) -> list[int] | None:
-    """Return a histogram of a record; None where it has none, or what is there is none."""
-    held = record.get("distributions")
-    counts = held.get(name) if isinstance(held, Mapping) else None
-    if not isinstance(counts, list) or len(counts) != BINS:
-        return None
-    return counts if all(type(n) is int and 0 <= n <= record["n_cells"] for n in counts) else None
+    """Return a histogram of each record; zeros where it has none, or what is there is none."""
+    none: list[Any] = [0] * BINS
+    held = [one.get("distributions") for one in records]
+    found = [one.get(name) if isinstance(one, Mapping) else None for one in held]
+    lists = [one if isinstance(one, list) and len(one) == BINS else none for one in found]
+    try:
+        counts: np.ndarray = np.array(lists).reshape(-1, BINS)
+    except ValueError:  # lists within one of them
+        counts = np.zeros(0, dtype=object)
+    if counts.dtype.kind != "i" or counts.min(initial=0) < 0:
+        most = [one["n_cells"] for one in records]
+        sound = [all(type(n) is int and 0 <= n <= m for n in one) for one, m in zip(lists, most, strict=True)]
+        lists = [one if good else none for one, good in zip(lists, sound, strict=True)]
+        counts = np.array(lists, dtype=np.int64).reshape(-1, BINS)
+    return counts
 
 
 def _genes_found(record: Mapping[str, Any]) -> float | None:
@@ -178,7 +184,7 @@ def _like(record: Mapping[str, Any]) -> float | None:
 
 
 def _weighed(share: float | None, n: int) -> tuple[float, float]:
-    return (0.0, 0.0) if share is None else (share * n, float(n))
+    return (0.0, 0.0) if share is None else (share * n, n)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +207,8 @@ class Stage:
     name: str
     n: int = 0
     unassigned: int = 0
-    types: Mapping[str, int] | None = None
-    histograms: Mapping[str, Sequence[int]] | None = None
+    types: Mapping[str, int] = field(default_factory=dict)
+    histograms: Mapping[str, Sequence[int]] = field(default_factory=dict)
     genes: float | None = None
     depth: float | None = None
 
@@ -286,7 +292,7 @@ def _judge_curve(rows: Rows, stages: Sequence[Stage], name: str, *, up: bool) ->
     A row is out where, at some cut, it lies beyond the curves of all stages: cells that are a mixture of the
     stages' never do.
     """
-    held = [np.array(one.histograms[name]) for one in stages if one.histograms and name in one.histograms]
+    held = [np.array(one.histograms[name]) for one in stages if name in one.histograms]
     held = [counts for counts in held if counts.sum()]
     counts = rows.histograms[name]
     n = counts.sum(axis=1)
@@ -298,16 +304,14 @@ def _judge_curve(rows: Rows, stages: Sequence[Stage], name: str, *, up: bool) ->
     cuts = beyond.argmax(axis=1) if held else np.zeros(len(rows), dtype=np.int64)
     alarm = beyond[np.arange(len(rows)), cuts] > CURVE_TOLERANCE
     at = np.array([_curves(one[None])[0] for one in held]).reshape(-1, BINS - 1)
-    details: list[Document] = []
-    for row, cut in enumerate(cuts.tolist()):
-        if not held or not alarm[row]:
-            details.append({})
-            continue
+    details: list[Document] = [{} for _ in range(len(rows))]
+    for row in np.flatnonzero(alarm).tolist() if held else ():
+        cut = int(cuts[row])
         share, those = curve[row, cut], at[:, cut]
         share, those = (1 - share, 1 - those) if up else (share, those)
         ends = [float(those.min()), float(those.max())]
         side = "from" if up else "below"
-        details.append({side: (cut + 1) / BINS, "share": float(share), "on_test_cells": ends})
+        details[row] = {side: (cut + 1) / BINS, "share": float(share), "on_test_cells": ends}
     medians = [float(quantile(one[None], 0.5)[0]) for one in held]
     return _finding(_states(n, bool(held), alarm), quantile(counts, 0.5), medians, details)
 
@@ -317,33 +321,26 @@ def _judge_types(rows: Rows, stages: Sequence[Stage]) -> Finding:
 
     It takes two stages: one alone shows no range of compositions.
     """
-    held = [one for one in stages if one.types and sum(one.types.values())]
+    held = [one.types for one in stages if sum(one.types.values())]
     n = rows.types.sum(axis=1)
-    shares = rows.types / np.maximum(n, 1)[:, None]
-    m = np.array([sum((one.types or {}).values()) for one in held], dtype=np.float64)
-    those = np.array([[(one.types or {}).get(name, 0) for name in rows.labels] for one in held]).reshape(
-        len(held), len(rows.labels)
-    )
-    those = those / m[:, None]
-    most = those.max(axis=0) if held else np.zeros(len(rows.labels))
+    details: list[Document] = [{} for _ in range(len(rows))]
+    if len(held) < 2:
+        return _finding(_states(n, False, n > 0), np.full(len(rows), np.nan), [], details)
+    cells, m = np.maximum(n, 1)[:, None], np.array([[sum(one.values())] for one in held])
+    shares = rows.types / cells
+    those = np.array([[one.get(name, 0) for name in rows.labels] for one in held]).reshape(len(held), -1) / m
+    most = those.max(axis=0)
     over = np.maximum(shares - most, 0)
-    spread = np.sqrt(shares * (1 - shares) / np.maximum(n, 1)[:, None]).sum(axis=1) / 2
-    if held and rows.labels:
-        spread = spread + np.sqrt(those * (1 - those) / m[:, None]).max(axis=0).sum() / 2
-        spread = spread + np.sqrt(math.log(1 / _ALPHA) / 2 * (1 / np.maximum(n, 1) + 1 / m.min()))
-    values = np.where((n > 0) & (len(held) > 1), over.sum(axis=1), np.nan)
+    spread = np.sqrt(shares * (1 - shares) / cells).sum(axis=1) / 2
+    spread += np.sqrt(those * (1 - those) / m).max(axis=0).sum() / 2
+    spread += np.sqrt(math.log(1 / _ALPHA) / 2 * (1 / cells[:, 0] + 1 / m.min()))
     alarm = over.sum(axis=1) - spread > TYPES_TOLERANCE
-    details: list[Document] = []
-    for row in range(len(rows)):
-        first = int(over[row].argmax()) if alarm[row] else -1
-        if first < 0:
-            details.append({})
-            continue
-        ends = [float(those[:, first].min()), float(most[first])] if held else [0.0, 0.0]
-        details.append(
-            {"type": rows.labels[first], "share": float(shares[row, first]), "on_test_cells": ends}
-        )
-    return _finding(_states(n, len(held) > 1, alarm), values, [0.0] if len(held) > 1 else [], details)
+    for row in np.flatnonzero(alarm).tolist():
+        first = int(over[row].argmax())
+        ends = [float(those[:, first].min()), float(most[first])]
+        share = float(shares[row, first])
+        details[row] = {"type": rows.labels[first], "share": share, "on_test_cells": ends}
+    return _finding(_states(n, True, alarm), np.where(n > 0, over.sum(axis=1), np.nan), [0.0], details)
 
 
 def _judge_genes(rows: Rows, stages: Sequence[Stage]) -> Finding:

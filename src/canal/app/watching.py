@@ -14,7 +14,7 @@ import numpy as np
 from canal.annotation import drift
 from canal.annotation.columns import UNASSIGNED
 from canal.annotation.drift import Finding, Rows, Stage, judge, rows_of
-from canal.annotation.records import Record, genuine, read_log
+from canal.annotation.records import Record, read_log
 from canal.annotation.summary import MOST_LIKE
 from canal.app.models import serving_version
 from canal.app.project import Project
@@ -112,10 +112,11 @@ def watch(
     for number, places in enumerate(groups.values()):
         member[places] = number
     rows = each.pooled(member, len(groups))
-    found, of_files = judge(rows, stages), judge(each, stages)
+    of_files = judge(each, stages)
+    found = of_files if by == "file" else judge(rows, stages)
     view = _View(files, rows, found, of_files, list(groups.values()))
     told = [
-        view.row(number, files[groups[name][0]].name if by == "file" else name)
+        view.row(number, files[groups[name][0]].name if by == "file" else name, by)
         for number, name in enumerate(names)
     ]
     alarms = [
@@ -185,7 +186,7 @@ def _files(project: Project, version: Version, now: datetime) -> tuple[list[_Fil
     kept: dict[str, _File] = {}
     for place, record in enumerate(log.records):
         key, time = record["model"].get("key"), _time(record)
-        if genuine(record) is False:
+        if place in log.edited:
             edited += 1
         elif key != version.key:
             name = str(numbers.get(key, "elsewhere"))
@@ -229,7 +230,7 @@ def _rounded(value: float | None) -> float | None:
 
 def _stage(one: Stage) -> Document:
     """Return what was measured of a stage as a JSON document."""
-    curves = {name: np.array([counts]) for name, counts in (one.histograms or {}).items()}
+    curves = {name: np.array([counts]) for name, counts in one.histograms.items()}
     medians = {name: _rounded(float(drift.quantile(curve, 0.5)[0])) for name, curve in curves.items()}
     return {
         "stage": one.name,
@@ -237,7 +238,7 @@ def _stage(one: Stage) -> Document:
         "unassigned": one.unassigned,
         "novelty": medians.get(drift.NOVELTY),
         "confidence": medians.get(drift.CONFIDENCE),
-        "cell_types": dict(one.types or {}),
+        "cell_types": dict(one.types),
         "genes": _rounded(one.genes),
         "depth": _rounded(one.depth),
     }
@@ -266,7 +267,7 @@ class _View:
     of_files: Mapping[str, Finding]
     members: Sequence[Sequence[int]]
 
-    def row(self, number: int, name: str) -> Document:
+    def row(self, number: int, name: str, by: By) -> Document:
         """Return a row as a JSON document."""
         counts = zip(self.rows.labels, self.rows.types[number].tolist(), strict=True)
         types = sorted(((label, n) for label, n in counts if n), key=lambda one: (-one[1], one[0]))
@@ -290,7 +291,7 @@ class _View:
             },
             "outside": [
                 {"file": self.files[place].name, "measures": out}
-                for place in places
+                for place in (places if by == "month" else ())
                 if (out := [m for m in drift.MEASURES if self.of_files[m].states[place] == drift.ALARM])
             ],
         }
@@ -317,7 +318,7 @@ class _View:
             "measure": measure,
             "cause": cause,
             "what": self._words(number, measure, f"of {name}"),
-            "where": f"above all in {first_names([one.name for one in files])}" if by == "month" else "",
+            "where": _where(files, len(self.members[number])) if by == "month" else "",
             "advice": advice,
             "command": command,
             "files": [one.to_json() for one in files[:_SHOWN_FILES]],
@@ -353,6 +354,10 @@ class _View:
         those, share = _ends(*shows["on_test_cells"]), percent(shows["share"])
         cut = f"below {shows['below']:.2f}" if "below" in shows else f"of {shows['from']:.2f} or more"
         return f"{share} {cells} have a {measure} {cut}; of test cells {those}"
+
+
+def _where(files: Sequence[_File], n: int) -> str:
+    return f"{'above all ' if n > 1 else ''}in {first_names([one.name for one in files])}"
 
 
 def _ends(low: float | None, high: float | None) -> str:

@@ -166,6 +166,8 @@ def _draw(axis: "Axes", document: Document, name: str) -> None:
     step = max(1, len(rows) // 5)
     axis.set_xticks(list(places)[::step], [short(row["name"], 14) for row in rows][::step], color=INK)
     axis.set_title(f"{_HEADINGS[name][:1].upper()}{_HEADINGS[name][1:]}{'' if ends else ' (not measured)'}")
-    axis.margins(x=0.06, y=0.15)
+    axis.margins(x=0.06)
+    top = max([*(value for value in values if value == value), *(ends or ()), 0.1])
+    axis.set_ylim(0, min(1.1 * top, 1.02))
     if name not in _MEDIANS:
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
