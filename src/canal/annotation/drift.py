@@ -29,9 +29,9 @@ MEASURES = (UNASSIGNED_SHARE, NOVELTY, CONFIDENCE, TYPES, GENES, DEPTH)
 
 MIN_CELLS = 100
 """Fewer cells are too few to judge."""
-LEVEL = 0.999
-"""Of all intervals: of a thousand rows that are like the test cells at most one is an alarm by a measure."""
-SHARE_TOLERANCE = 0.02
+LEVEL = 0.99
+"""Of all intervals: of a hundred rows that are like the test cells at most one is an alarm by a measure."""
+SHARE_TOLERANCE = 0.01
 """How far the Unassigned share may be above that of every stage, beyond sampling."""
 CURVE_TOLERANCE = 0.1
 """What share of cells may lie beyond the distributions of every stage, beyond sampling."""
@@ -46,7 +46,7 @@ ALARM, IN_RANGE, TOO_FEW, NOT_MEASURED, NOT_RECORDED = (
     "alarm", "in range", "too few", "not measured", "not recorded",
 )  # fmt: skip
 
-_Z = 3.2905
+_Z = 2.5758
 """Quantile of the normal distribution of `LEVEL`, on two sides."""
 _ALPHA = 1 - LEVEL
 _MOST = 1 << 40
@@ -261,11 +261,11 @@ def _states(n: np.ndarray, enough: bool, alarm: np.ndarray) -> list[str]:
 
 def wilson(k: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return Wilson's interval of a share (1927) at `LEVEL`, for ``k`` of ``n`` cells; 0...1 for none."""
-    n = np.asarray(n, dtype=np.float64)
-    share, safe = np.divide(k, n, out=np.zeros_like(n), where=n > 0), np.maximum(n, 1)
+    share, safe = k / np.maximum(n, 1), np.maximum(n, 1)
     middle = (share + _Z**2 / (2 * safe)) / (1 + _Z**2 / safe)
     half = _Z * np.sqrt(share * (1 - share) / safe + _Z**2 / (4 * safe**2)) / (1 + _Z**2 / safe)
-    return np.where(n > 0, np.maximum(middle - half, 0), 0), np.where(n > 0, np.minimum(middle + half, 1), 1)
+    low, high = np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)
+    return np.where(n > 0, low, 0), np.where(n > 0, high, 1)
 
 
 def _judge_share(rows: Rows, stages: Sequence[Stage]) -> Finding:

@@ -13,7 +13,7 @@ import numpy as np
 
 from canal.annotation import drift
 from canal.annotation.columns import UNASSIGNED
-from canal.annotation.drift import Finding, Rows, Stage, judge, rows_of
+from canal.annotation.drift import Finding, Rows, judge, rows_of
 from canal.annotation.records import Record, read_log
 from canal.annotation.summary import MOST_LIKE
 from canal.app.models import serving_version
@@ -21,7 +21,7 @@ from canal.app.project import Project
 from canal.core.errors import DataError
 from canal.core.progress import count, doing, first_names, percent
 from canal.registry.store.database import Version
-from canal.registry.versions.measured import measured
+from canal.registry.versions.measured import measured, rounded, stage_view
 
 Document = dict[str, Any]
 By = Literal["month", "file"]
@@ -32,6 +32,8 @@ ALARM_CODE = 3
 _AHEAD = timedelta(days=1)
 """How far ahead of this machine's clock a record's may be."""
 _SHOWN_FILES = 20
+_TECHNICAL = (drift.GENES, drift.DEPTH)
+"""What of a file may make its cells look novel though they are not."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,9 @@ def watch(
         "key": version.key,
         "by": by,
         "since": since,
-        "stages": [_stage(one) for one in stages],
+        "stages": [stage_view(one) for one in stages],
         "ranges": {
-            name: None if one.low is None else [_rounded(one.low), _rounded(one.high)]
+            name: None if one.low is None else [rounded(one.low), rounded(one.high)]
             for name, one in found.items()
         },
         "why_not": why_not,
@@ -224,26 +226,6 @@ def _groups(files: Sequence[_File], by: By) -> dict[str, list[int]]:
     return groups
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or np.isnan(value) else round(float(value), 4)
-
-
-def _stage(one: Stage) -> Document:
-    """Return what was measured of a stage as a JSON document."""
-    curves = {name: np.array([counts]) for name, counts in one.histograms.items()}
-    medians = {name: _rounded(float(drift.quantile(curve, 0.5)[0])) for name, curve in curves.items()}
-    return {
-        "stage": one.name,
-        "test_cells": one.n,
-        "unassigned": one.unassigned,
-        "novelty": medians.get(drift.NOVELTY),
-        "confidence": medians.get(drift.CONFIDENCE),
-        "cell_types": dict(one.types),
-        "genes": _rounded(one.genes),
-        "depth": _rounded(one.depth),
-    }
-
-
 # What is told of a row, and of what left its range.
 
 
@@ -285,7 +267,7 @@ class _View:
             "like_learned": self._like(number),
             "median_counts": self._counts(places),
             "measures": {
-                measure: {"value": _rounded(one.values[number]), "state": one.states[number]}
+                measure: {"value": rounded(one.values[number]), "state": one.states[number]}
                 | ({"shows": one.details[number]} if one.states[number] == drift.ALARM else {})
                 for measure, one in self.found.items()
             },
@@ -298,7 +280,7 @@ class _View:
 
     def _like(self, number: int) -> float | None:
         summed, n = self.rows.like[number].tolist()
-        return _rounded(summed / n) if n else None
+        return rounded(summed / n) if n else None
 
     def _counts(self, places: Sequence[int]) -> float | None:
         """Return the median over files of a cell's median counts; None where none is on record."""
@@ -312,7 +294,7 @@ class _View:
         files = [self.files[place] for place in places]
         like = self._like(number)
         shifted = like is not None and like < MOST_LIKE
-        cause, advice, command = _advice(measure, shifted, files[0])
+        cause, advice, command = _advice(self._origin(number, measure, places[0]), shifted, files[0])
         return {
             "row": name,
             "measure": measure,
@@ -323,6 +305,15 @@ class _View:
             "command": command,
             "files": [one.to_json() for one in files[:_SHOWN_FILES]],
         }
+
+    def _origin(self, number: int, measure: str, place: int) -> str:
+        """Return the measure that explains an alarm: genes or depth, where the first file is off in them."""
+        if measure in (*_TECHNICAL, drift.TYPES):
+            return measure
+        for judged, at in ((self.of_files, place), (self.found, number)):
+            if out := [one for one in _TECHNICAL if judged[one].states[at] == drift.ALARM]:
+                return out[0]
+        return measure
 
     def _responsible(self, number: int, measure: str) -> list[int]:
         """Return the files of a row that left the range themselves, those of most cells first; else all."""
@@ -346,8 +337,10 @@ class _View:
             share = percent(shows["share"])
             return f"{share} {cells} that have a type are {shows['type']}; of test cells {those}"
         if measure == drift.GENES:
-            least = f"those of its stages {percent(found.low)} or more"
-            return f"the files {where} have {percent(value)} of the model's genes, {least}"
+            those = _ends(found.low, found.high)
+            return (
+                f"the files {where} have {percent(value)} of the model's genes, those of its stages {those}"
+            )
         if measure == drift.DEPTH:
             those = _ends(found.low, found.high)
             return f"a median cell {where} expresses {percent(value)} of the genes, in the stages {those}"

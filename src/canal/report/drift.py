@@ -1,6 +1,8 @@
 """The drift watch (`canal.app.watching.watch`) as a table on a terminal, and as a figure over months."""
 
 from collections.abc import Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ _NOTE = (
     "share of the model's genes in the files; depth: share of them that a median cell expresses; !: out of "
     "range; (): too few cells to judge; -: not recorded"
 )
+_ADVICE = itemgetter("row", "cause", "advice", "command")
 _KINDS = (".svg", ".png", ".pdf")
 
 
@@ -93,10 +96,11 @@ def _alarms(document: Document) -> Iterator[Any]:
         )
         return
     yield text("What is off", "bold")
-    for one in document["alarms"]:
-        where = f", {one['where']}" if one["where"] else ""
-        yield text(f"- {one['what']}{where}: {one['cause']}; {one['advice']}", "yellow")
-        yield from _commands(one["command"])
+    for (_, cause, advice, command), alarms in groupby(document["alarms"], _ADVICE):
+        for one in alarms:
+            yield text(f"- {one['what']}{', ' if one['where'] else ''}{one['where']}", "yellow")
+        yield text(f"  {cause}: {advice}")
+        yield from _commands(command)
 
 
 def _commands(command: str) -> list[Text]:

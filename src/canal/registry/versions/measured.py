@@ -1,6 +1,7 @@
 """What is on record of the cells that a version was measured on, stage by stage, for the drift watch."""
 
 import csv
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,24 @@ def _profiles(store: Store, version: Version) -> Iterator[tuple[str, tuple[float
         present = float((profile.counts.sum(axis=1) > 0).mean()) if profile.tokens else 0.0
         if present and profile.depth:
             yield str(key["stage"]), (present, profile.depth)
+
+
+def stage_view(one: Stage) -> Document:
+    """Return what was measured of a stage as a JSON document."""
+    curves = {name: np.array([counts]) for name, counts in one.histograms.items()}
+    medians = {name: rounded(float(drift.quantile(curve, 0.5)[0])) for name, curve in curves.items()}
+    return {
+        "stage": one.name,
+        "test_cells": one.n,
+        "unassigned": one.unassigned,
+        "novelty": medians.get(drift.NOVELTY),
+        "confidence": medians.get(drift.CONFIDENCE),
+        "cell_types": dict(one.types),
+        "genes": rounded(one.genes),
+        "depth": rounded(one.depth),
+    }
+
+
+def rounded(value: float | None) -> float | None:
+    """Return a value as documents hold it; None for none and for NaN."""
+    return None if value is None or math.isnan(value) else round(float(value), 4)
