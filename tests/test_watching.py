@@ -229,11 +229,8 @@ def test_what_is_no_month_is_refused(made, since):
 
 
 def test_a_figure_is_drawn_or_refused(made, tmp_path):
-    assert "nothing to draw" in str(
-        CliRunner()
-        .invoke(app, ["watch", "--plot", str(tmp_path / "x.svg"), "--root", str(made.root)])
-        .exception
-    )
+    words = ["watch", "--plot", str(tmp_path / "x.svg"), "--root", str(made.root)]
+    assert "nothing to draw" in str(CliRunner().invoke(app, words).exception)
     noted(made)
     code, told = shown(made, "--plot", str(tmp_path / "x.svg"))
     assert (code, (tmp_path / "x.svg").stat().st_size > 1000, "wrote" in told) == (0, True, True)
@@ -244,7 +241,7 @@ def test_a_figure_is_drawn_or_refused(made, tmp_path):
 def test_thousands_of_records_are_read_in_seconds(made):
     line = noted(made)
     made.project.layout.annotations.write_text(f"{line}\n" * 3000)
-    began = time.monotonic()
+    began = time.process_time()
     document = seen(made)
-    assert time.monotonic() - began < 10  # 0.3 s of a machine's own time
+    assert time.process_time() - began < 10
     assert (document["left_out"]["again"], document["rows"][0]["files"]) == (2999, 1)

@@ -50,6 +50,7 @@ def test_an_interval_holds_its_share_and_lies_in_0_to_1(k, n):
     assert 0 <= low <= min(k, n) / n <= high <= 1
 
 
+@settings(max_examples=30)
 @given(st.lists(SHARES, min_size=1, max_size=5))
 def test_pooled_rows_are_the_rows_of_all_cells(files):
     records = [
