@@ -84,8 +84,8 @@ def noted(made, name="march.h5ad", when="2026-03-05", types=GOOD, version="2", *
     return line
 
 
-def seen(made, *arguments, **more):
-    document = watch(made.project, *arguments, now=NOW, **more)
+def seen(made, wanted=None, since=None, by="month"):
+    document = watch(made.project, wanted, since, by, NOW)
     assert complaints("watch", document) == []
     return document
 

@@ -194,6 +194,7 @@ def test_an_older_record_is_read_and_counts_where_it_can(recorded):
     _, _, found = recorded
     facts = {name: one for name, one in found.items() if name not in ("id", "distributions", "labelled")}
     old = parse_record(json.dumps(make_record(facts)))
+    assert isinstance(old, dict)
     rows = rows_of([old, found])
     assert rows.n.tolist() == [155, 155]
     assert rows.unassigned[0] == rows.unassigned[1]
