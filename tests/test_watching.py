@@ -1,6 +1,7 @@
 """`canal watch` over a project's log: what is off, and what it is not fooled by."""
 
 import json
+import sqlite3
 import time
 from dataclasses import replace as changed
 from datetime import UTC, datetime
@@ -216,7 +217,23 @@ def test_a_month_with_one_tiny_file_is_too_few(made):
     assert "(88.9 %)" in shown(made)[1]
 
 
-def test_an_erased_version_and_a_missing_log_are_no_error(made):
+def test_an_erased_version_is_not_measured(made):
+    noted(made, types=BAD)
+    version = made.project.store.version("2")
+    with sqlite3.connect(made.root / "mlflow.db") as database:
+        row = ("default", version.model, 2, "canal.erased", "true")
+        database.execute("INSERT INTO model_version_tags VALUES (?, ?, ?, ?, ?)", row)
+    try:
+        document = seen(made, "2")
+    finally:
+        with sqlite3.connect(made.root / "mlflow.db") as database:
+            database.execute("DELETE FROM model_version_tags WHERE key = 'canal.erased'")
+        database.close()
+    assert (document["alarms"], states(document)) == ([], {"2026-03": "not measured"})
+    assert document["why_not"]["unassigned"] == "it was erased"
+
+
+def test_no_log_is_no_error(made):
     code, told = shown(made)
     assert (code, "is on record" in told) == (0, True)
     assert seen(made)["rows"] == []
@@ -226,6 +243,15 @@ def test_an_erased_version_and_a_missing_log_are_no_error(made):
 def test_what_is_no_month_is_refused(made, since):
     with pytest.raises(CanalError, match="--since: expected a month such as 2026-01"):
         watch(made.project, None, since)
+
+
+def test_names_of_files_cannot_steer_terminal_or_shell(made):
+    noted(made, "-x; rm\x1b[2J.h5ad", types=BAD)
+    document = seen(made)
+    assert document["alarms"][0]["command"] == "canal novel 'labelled--x; rm\x1b[2J.h5ad' -o novel.csv"
+    noted(made, "-y.h5ad", "2026-01-05", BAD, labelled="-y.h5ad")
+    assert "canal novel ./-y.h5ad -o novel.csv" in [one["command"] for one in seen(made)["alarms"]]
+    assert "\x1b[2J" not in shown(made)[1]
 
 
 def test_a_figure_is_drawn_or_refused(made, tmp_path):

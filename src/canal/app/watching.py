@@ -20,8 +20,8 @@ from canal.app.models import serving_version
 from canal.app.project import Project
 from canal.core.errors import DataError
 from canal.core.progress import count, doing, first_names, percent
+from canal.registry.provenance.measured import measured, rounded, stage_view
 from canal.registry.store.database import Version
-from canal.registry.versions.measured import measured, rounded, stage_view
 
 Document = dict[str, Any]
 By = Literal["month", "file"]
@@ -349,6 +349,11 @@ class _View:
         return f"{share} {cells} have a {measure} {cut}; of test cells {those}"
 
 
+def _typed(name: str) -> str:
+    """Return a file's name as a shell reads it, and no command takes it for an option."""
+    return shlex.quote(f"./{name}" if name.startswith("-") else name)
+
+
 def _where(files: Sequence[_File], n: int) -> str:
     return f"{'above all ' if n > 1 else ''}in {first_names([one.name for one in files])}"
 
@@ -361,8 +366,8 @@ def _ends(low: float | None, high: float | None) -> str:
 def _advice(measure: str, shifted: bool, file: _File) -> tuple[str, str, str]:
     """Return the likely cause of an alarm, what to do in words, and the command."""
     name = str(file.record.get("labelled") or "")
-    labelled = shlex.quote(name) if name.endswith((".h5ad", ".zarr")) else "LABELLED.h5ad"
-    cells = shlex.quote(file.name) if file.name != "?" else "FILE.h5ad"
+    labelled = _typed(name) if name.endswith((".h5ad", ".zarr")) else "LABELLED.h5ad"
+    cells = _typed(file.name) if file.name != "?" else "FILE.h5ad"
     learn = f"canal stage add NAME --file {cells} --values counts"
     if measure == drift.GENES:
         more = "find the genes by other names (--gene-column, --aliases), or label before genes are left out"

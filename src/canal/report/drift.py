@@ -16,6 +16,7 @@ from canal.report.listing import Column, Listing, figures, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Document = Mapping[str, Any]
 
@@ -134,9 +135,8 @@ def _left_out(document: Document) -> Iterator[str]:
         yield f"not counted: {count(n, 'record')} {name}{more}"
 
 
-@styled
 def plot(document: Document, path: Path) -> Path:
-    """Draw each measure over months, with the band of the test cells, and return the file.
+    """Write what `drawn` draws, and return the file.
 
     Raises
     ------
@@ -149,10 +149,16 @@ def plot(document: Document, path: Path) -> Path:
         )
     if not document["rows"]:
         raise DataError("there is nothing to draw: no file that this version labelled is on record")
+    return save(drawn(document), path)
+
+
+@styled
+def drawn(document: Document) -> "Figure":
+    """Draw each measure over the rows, with the range of the test cells; what is out is a square."""
     figure = new_figure(10.9, 5.2)
     for axis, name in zip(figure.subplots(2, 3).flat, _HEADINGS, strict=True):
         _draw(axis, document, name)
-    return save(figure, path)
+    return figure
 
 
 def _draw(axis: "Axes", document: Document, name: str) -> None:

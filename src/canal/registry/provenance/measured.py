@@ -16,10 +16,9 @@ from canal.core.errors import CanalError, GateError
 from canal.core.files import read_json
 from canal.quality.verdict import Profile
 from canal.registry.manifest.version_folder import EVALUATION, KEY_FILE, read_key
-from canal.registry.provenance.registered import ANCESTORS, LABELS, VERDICT
+from canal.registry.provenance.registered import ANCESTORS, LABELS, VERDICT, proven
 from canal.registry.store.database import Version
 from canal.registry.store.store import Store
-from canal.registry.versions.history import recorded
 
 Document = dict[str, Any]
 
@@ -34,7 +33,7 @@ def measured(store: Store, version: Version) -> tuple[list[Stage], Document]:
     """
     why: Document = {}
     try:
-        tests = _of_predictions(recorded(store, version, _PREDICTIONS), _labels(store, version))
+        tests = _of_predictions(proven(store, version).file(_PREDICTIONS), _labels(store, version))
     except (CanalError, OSError, ValueError, KeyError) as error:
         tests = _of_evaluation(store, version)
         reason = (
