@@ -35,6 +35,8 @@ _NOTE = (
     "range; (): too few cells to judge; -: not recorded"
 )
 _ADVICE = itemgetter("row", "cause", "advice", "command")
+_LABELS = 5
+"""Most names below a panel: more would run into each other."""
 _KINDS = (".svg", ".png", ".pdf")
 
 
@@ -173,7 +175,7 @@ def _draw(axis: "Axes", document: Document, name: str) -> None:
     axis.plot(places, values, color=BLUE, marker="o", markersize=4)
     out = [place for place in places if measures[place]["state"] == "alarm"]
     axis.plot(out, [values[place] for place in out], color=ORANGE, marker="s", linestyle="", markersize=7)
-    step = max(1, len(rows) // 5)
+    step = -(-len(rows) // _LABELS)
     axis.set_xticks(list(places)[::step], [short(row["name"], 14) for row in rows][::step], color=INK)
     axis.set_title(f"{_HEADINGS[name][:1].upper()}{_HEADINGS[name][1:]}{'' if ends else ' (not measured)'}")
     axis.margins(x=0.06)
