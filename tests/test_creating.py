@@ -205,7 +205,7 @@ def test_a_dry_run_writes_nothing(tmp_path, with_file):
 def test_an_empty_folder_is_filled_and_any_other_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     assert create(tmp_path / "empty", Wish()).problem is None
-    with pytest.raises(ConfigError, match="exists and is not empty"):
+    with pytest.raises(ConfigError, match="is a project already"):
         create(tmp_path / "empty", Wish())
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="exists and is not empty"):
@@ -217,6 +217,12 @@ def test_an_empty_folder_is_filled_and_any_other_is_refused(tmp_path):
             create(tmp_path / name, Wish())
 
 
+def test_a_folder_that_is_a_project_is_refused_before_the_file_is_read(tmp_path, made):
+    said = canal("init", made, "--first", tmp_path / "no.h5ad", "--values", "counts", expect=1)
+    assert "is a project already: `canal stage add NAME" in said
+    assert "the gate judges" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -224,8 +230,9 @@ def test_an_empty_folder_is_filled_and_any_other_is_refused(tmp_path):
         (("--map", "x.csv", "--values", "counts"), "--map, --values: of which file"),
         (("--min-genes", "0"), "--min-genes: of which file"),
         (("--first", "no.h5ad"), "--values, the units of no.h5ad, is missing"),
-        (("--first", "no.h5ad", "--values", "counts"), "no.h5ad not found"),
+        (("--first", "no.h5ad", "--values", "counts"), "no.h5ad: no such file; give"),
         (("--first", "no.h5ad", "--values", "counts", "--demo"), "give one of the two"),
+        (("--demo", "--method", "exact"), "leave one of --method and --demo out"),
     ],
 )
 def test_words_that_do_not_fit_are_refused_before_anything_is_made(tmp_path, words, message):

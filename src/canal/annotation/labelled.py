@@ -31,7 +31,7 @@ from canal.annotation.records import (
     record_keys,
 )
 from canal.core.digests import file_digest
-from canal.core.errors import DataError
+from canal.core.errors import DataError, no_such_file
 from canal.core.files import checked_path
 from canal.data.genes import MOUSE_TABLE
 from canal.io.arrays import strings
@@ -255,7 +255,7 @@ def read_back(path: Path, log: Log | None = None, key: str | None = None) -> Rec
         If the file cannot be read, or has no record.
     """
     if path.suffix in TABLES and not checked_path(path).is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(no_such_file(path, "`canal annotate IN -o OUT` writes one"))
     if path.suffix in TABLES:
         found = _read_back_csv(path, log) if path.suffix == CSV else _read_back_parquet(path)
         if key not in (None, key_of(found.record)):

@@ -171,8 +171,8 @@ def create(
     GateError
         If the first stage's file, or one of a stream, does not pass the gate.
     """
+    require_room(target)
     target = target.resolve()
-    _require_room(target)
     place = scratch_folder("init", target.parent if target.parent.is_dir() else None)
     with place if dry_run else new_folder(target) as folder:
         files = _new_files(target.name, wish)
@@ -212,11 +212,24 @@ def _require_stream(stream: Stream, folder: Path, judged: Callable[[Verdict], No
         raise GateError(f"no project was made: {', '.join(refused)} did not pass the gate")
 
 
-def _require_room(target: Path) -> None:
+def require_room(target: Path) -> None:
+    """Refuse a folder that no project can be made in; a caller asks before it reads a file of cells.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is not empty, lies in a repository of git, or its name is no name.
+    """
+    target = target.resolve()
     if not NAME_PATTERN.fullmatch(target.name):
         raise ConfigError(
             f"{target.name[:80]!r} is not a project's name: use 1-64 of a-z, 0-9, '-' and '_', beginning and "
             "ending with a letter or digit (its registry is named after it)"
+        )
+    if (target / PARAMS).is_file():
+        raise ConfigError(
+            f"{target} is a project already: `canal stage add NAME --file FILE.h5ad` teaches it a data set, "
+            "`canal upgrade` moves it to this canal; a new project needs another folder"
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(

@@ -19,7 +19,7 @@ from canal.config.sections import BACKBONE
 from canal.config.stage_sections import Source
 from canal.config.yaml_file import check_merged, parse_yaml
 from canal.core.digests import file_digest
-from canal.core.errors import CanalError, ConfigError, SourceError
+from canal.core.errors import CanalError, ConfigError, SourceError, no_such_file
 from canal.core.progress import doing, first_names
 from canal.registry.manifest.stage_request import uncommitted_files
 from canal.registry.store.database import Version
@@ -225,7 +225,7 @@ def _require_bytes(project: Project, name: str, source: Source) -> None:
     path = project.layout.root / source.path
     if not path.is_file():
         raise SourceError(
-            f"sources.{name}.path: {path} not found; give the path of the file, or bring it back"
+            f"sources.{name}.path: {no_such_file(path, 'give the path of the file, or bring it back')}"
         )
     if (found := file_digest(path)) != source.file_sha256:
         raise SourceError(

@@ -100,6 +100,12 @@ def init(
     }  # fmt: skip
     of_stream: dict[str, Any] = {"data": data, "order": order, "sources": sources, "held_out": held_out}
     _require_fitting(first, demo, stream, of_file, of_stream)
+    if demo and method is not None:
+        raise ConfigError(
+            f"--method {method}: the demonstration comes with its parameters, whose method is combined: "
+            "leave one of --method and --demo out"
+        )
+    app.creating.require_room(folder)
     wish = app.creating.Wish(method or ("published" if stream else "exact"), demo=demo)
     if first is not None:
         of_first = declared_source(first, of_file, folder)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -103,6 +103,40 @@ def did_you_mean(wanted: str, names: Iterable[str]) -> str:
     by_letters = {str(name).casefold(): str(name) for name in names}
     near = get_close_matches(wanted.casefold(), by_letters, n=1, cutoff=_ALIKE)
     return f"; did you mean {by_letters[near[0]]!r}?" if near else ""
+
+
+def _plain(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def there_are(
+    wanted: str,
+    names: Iterable[str],
+    has: str = "there are",
+    show: Callable[[Sequence[str]], str] = _plain,
+) -> str:
+    """Return how every refusal of an unknown name ends: "; there are blood, lung; did you mean 'lung'?".
+
+    ``has`` says whose names they are ("it has"), ``show`` how they are written (`canal.io.arrays.listed`
+    quotes them, and leaves out what is beyond the first).
+    """
+    known = [str(name) for name in names]
+    return f"; {has} {show(known)}{did_you_mean(str(wanted), known)}"
+
+
+def no_such_file(path: Path, instead: str = "") -> str:
+    """Return the refusal of a file that is not there: ``instead`` says what to do, the end what is near.
+
+    A folder that is not there either is named, for then it is the folder's name that is wrong.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        missing = next(one for one in reversed((folder, *folder.parents)) if not one.exists())
+        return f"{path}: no such file, for there is no folder {missing}{instead and f'; {instead}'}"
+    near = ""
+    with suppress(OSError):
+        near = did_you_mean(path.name, (one.name for one in folder.iterdir()))
+    return f"{path}: no such file{instead and f'; {instead}'}{near}"
 
 
 _ALIKE = 0.6

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.core.errors import DataError
+from canal.core.errors import DataError, no_such_file
 from canal.core.files import read_json, regular_file
 from canal.io.h5ad import NotGenes, open_h5ad
 
@@ -91,7 +91,7 @@ def read_gene_list(path: Path) -> tuple[str, ...]:
         If the file is missing or of another form, holds no symbol or an empty one, or one more than once.
     """
     if not path.is_file():
-        raise DataError(f"{path} not found; give a file with one gene symbol a line, or an h5ad file")
+        raise DataError(no_such_file(path, "give a file with one gene symbol a line, or an h5ad file"))
     if path.suffix == ".h5ad":
         with open_h5ad(path) as file:
             names: list[Any] = file.var_names("X")
