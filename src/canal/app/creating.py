@@ -20,7 +20,7 @@ from canal.app.project import git, last_line
 from canal.app.streams import Stream
 from canal.config.layout import Layout
 from canal.config.layout import name_from as name_from
-from canal.config.sections import NAME_PATTERN, Method
+from canal.config.sections import NAME_PATTERN, Method, Species
 from canal.config.yaml_file import dumped, load_config, round_trip, save, with_sections
 from canal.core import __version__
 from canal.core.digests import file_digest, json_digest
@@ -127,12 +127,15 @@ class Wish:
         Whether it is to learn canal's embedded data, with the parameters that canal comes with.
     stream
         The stream of a published experiment that it is to learn.
+    species
+        Whose genes it learns, ``human`` or ``mouse``; a stream names its own.
     """
 
     method: Method = "exact"
     first: FirstStage | None = None
     demo: bool = False
     stream: Stream | None = None
+    species: Species = "human"
 
 
 @dataclass(frozen=True)
@@ -252,7 +255,8 @@ def _new_files(name: str, wish: Wish) -> dict[str, str]:
     if wish.demo:
         files |= {one: (top / one).read_text(encoding="utf-8") for one in (PARAMS, "data.dvc")}
     else:
-        text = _filled(PARAMS, method=wish.method, model=name)
+        gate = "{}" if wish.species == "human" else f"{{species: {wish.species}}}"
+        text = _filled(PARAMS, method=wish.method, model=name, gate=gate)
         text = text if wish.stream is None else wish.stream.params(text, wish.method)
         files |= {PARAMS: text, "data.dvc": _NOT_FETCHED}
     begun = wish.demo or wish.first is not None or wish.stream is not None

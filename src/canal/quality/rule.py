@@ -175,6 +175,12 @@ def describe_coverage(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
     return RuleFinding(f"{has / len(rows):.0%} ({has} of {len(rows)})", lacking)
 
 
+def describe_known(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
+    """Describe how many symbols are known, and name some that are not."""
+    known = len(rows) - len(failing)
+    return RuleFinding(f"known: {known:,} of {len(rows):,}", tuple(failing["name"][:EXAMPLES]))
+
+
 def describe_units(rows: pd.DataFrame, _: pd.DataFrame) -> RuleFinding:
     """Describe the units that the values look like."""
     return RuleFinding(_word(rows["units"].iloc[0], "nothing that contradicts it"))
