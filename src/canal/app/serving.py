@@ -188,11 +188,11 @@ def _token(path: Path) -> str:
 
 def application() -> Checked:
     """Return the application of a worker, for uvicorn; loads the model."""
-    import mlflow
-    from mlflow.pyfunc import scoring_server
-
     settings, loaded = _worker_settings(), Path(_worker_settings()["loaded"])
     try:
+        import mlflow
+        from mlflow.pyfunc import scoring_server
+
         token = _token(Path(settings["token_file"])) if "token_file" in settings else ""
         served = scoring_server.init(mlflow.pyfunc.load_model(settings["folder"]))
     except Exception as error:  # whatever it is, the supervisor tells it once

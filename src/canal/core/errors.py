@@ -6,8 +6,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
@@ -93,6 +93,43 @@ class AuditError(RegistryError):
 
 class SigningError(RegistryError):
     """A key or a keyring cannot be used."""
+
+
+_OPTION = re.compile(
+    r"(?:canal stage add: )?(?<![\w-])--([a-z][a-z-]*[a-z])"
+    r"(?:[ =]([A-Z]{2,}[\w.]*|counts|log1p_10k|log2p_10k|raw|human|mouse|louvain|leiden|fast|cpu)\b)?"
+)
+_ARGUMENTS = {"map": "label_map"}
+"""Options of commands that are called otherwise in Python."""
+
+
+def in_python(text: str) -> str:
+    """Return a message with the arguments of Python functions in place of a command's options.
+
+    ``--gene-column`` is ``gene_column`` there, and ``--values counts`` ``values='counts'``; what a shell is
+    to be told, between backticks, stays.
+    """
+
+    def argument(found: re.Match[str]) -> str:
+        name = _ARGUMENTS.get(found[1], found[1].replace("-", "_"))
+        value = found[2]
+        return name if value is None else f"{name}={value if value.isupper() else repr(value)}"
+
+    parts = text.split("`")
+    shell = {number for number, part in enumerate(parts) if number % 2 and not part.startswith("--")}
+    return "`".join(
+        part if number in shell else _OPTION.sub(argument, part) for number, part in enumerate(parts)
+    )
+
+
+@contextmanager
+def arguments_named() -> Iterator[None]:
+    """Word the refusals of what a Python function does for who calls it there; see `in_python`."""
+    try:
+        yield
+    except CanalError as error:
+        error.args = tuple(in_python(one) if isinstance(one, str) else one for one in error.args)
+        raise
 
 
 def did_you_mean(wanted: str, names: Iterable[str]) -> str:

@@ -237,7 +237,7 @@ def _decisions(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         word = "promoted" if one["kind"] == "promote" else "rolled back to"
         few = one.get("not_judged", ())
         failed = [rule for rule in one["overrides"] if rule not in few]
-        despite = f"; overridden though they fail: {', '.join(failed)}" if failed else ""
+        despite = f"; overridden: {', '.join(failed)}" if failed else ""
         if few:
             because = f" ({one['too_few']})" if one.get("too_few") else ""
             despite += f"; too few test cells to judge, let pass{because}: {', '.join(few)}"
