@@ -11,6 +11,7 @@ import pytest
 import canal
 import canal.app.models
 from canal.annotation.options import Options
+from canal.core.errors import in_python
 from tests.support.cells import make_adata, make_document
 from tests.support.models import make_annotator
 

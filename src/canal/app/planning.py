@@ -134,7 +134,7 @@ def plan(project: Project) -> Plan:
         steps = tuple(name for name in running if _belongs(project, name, one.stage))
         if one.fate == "keep" and steps:
             one = replace(one, fate="restore")
-        elif one.fate == "learn" and not running:
+        elif one.fate == "learn" and not running and not refusals:
             one = replace(one, fate="register", why=_UNREGISTERED)
         elif one.fate == "register" and steps:
             one = replace(one, fate="learn", why=f"begun by a run that was interrupted: {_left(steps)}")
