@@ -96,9 +96,10 @@ def test_a_refusal_in_python_speaks_of_arguments(command, python):
 def test_every_public_function_speaks_of_arguments(served):
     cells = make_adata({"B": 3}, n_genes=120)
     with pytest.raises(canal.CanalError) as refused:
-        canal.annotate(cells, root=served, options=Options(min_share=0.7))
-    assert "min_share" in str(refused.value)
-    assert "--" not in str(refused.value)
+        canal.annotate(cells, root=served, options=Options(vote="nothing"))
+    assert "obs has no column 'nothing' (vote); it has 'cell_type', 'batch'; vote='louvain' computes" in str(
+        refused.value
+    )
 
 
 def test_what_is_not_there_is_named():
