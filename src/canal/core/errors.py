@@ -97,7 +97,7 @@ class SigningError(RegistryError):
 
 _OPTION = re.compile(
     r"(?:canal stage add: )?(?<![\w-])--([a-z][a-z-]*[a-z])"
-    r"(?:[ =]([A-Z]{2,}[\w.]*|counts|log1p_10k|log2p_10k|raw|human|mouse|louvain|leiden|fast|cpu)\b)?"
+    r"(?:[ =]([A-Z]{2,}[\w.]*|counts|[a-z0-9]+_[a-z0-9_]+|raw|human|mouse|louvain|leiden|fast|cpu)\b)?"
 )
 _ARGUMENTS = {"map": "label_map"}
 """Options of commands that are called otherwise in Python."""
