@@ -222,13 +222,13 @@ def _new(project: Project, stage: str) -> StagePlan:
         require_corpora_available(config)
         for name in config.backbone.unlabelled:
             _require_bytes(project, name, config.sources[name])
-        branch, corpora = f"branch {config.backbone.branch} is not", ", ".join(config.backbone.unlabelled)
+        not_yet, corpora = f"branch {config.backbone.branch} is not", ", ".join(config.backbone.unlabelled)
         if not config.imported_backbone and not config.trains_network:
-            why = f"{branch} begun yet: its sums are of the panel's genes, and no network is trained"
+            why = f"{not_yet} begun yet: its sums are of the panel's genes, and no network is trained"
             return StagePlan(stage, "learn", None, why)
         how = f"pretrained, also on {corpora}" if corpora else "pretrained"
         how = "imported" if config.imported_backbone else how
-        return StagePlan(stage, "learn", None, f"{branch} learned yet: {how}")
+        return StagePlan(stage, "learn", None, f"{not_yet} learned yet: {how}")
     require_available(config, stage)
     name = config.stages[stage].source
     _require_bytes(project, name, config.sources[name])

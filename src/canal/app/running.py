@@ -273,7 +273,7 @@ def _interrupt_all(process: int) -> None:
 
     DVC and the fork server leave Ctrl-C to the step, which is their child, so it is not enough to tell them.
     """
-    import psutil  # DVC brings it
+    import psutil  # type: ignore[import-untyped]  # DVC brings it
 
     with suppress(psutil.NoSuchProcess):
         first = psutil.Process(process)

@@ -224,8 +224,8 @@ def decisions(entries: Sequence[Entry], version: Version) -> Document:
     served = [
         {
             **_decision(entry),
-            "overrides": (overrides := list(entry.document["details"].get("overrides", ()))),
-            "not_judged": [rule for rule in overrides if rule not in set(overridden_failures(entry))],
+            "overrides": (passed := list(entry.document["details"].get("overrides", ()))),
+            "not_judged": [rule for rule in passed if rule not in set(overridden_failures(entry))],
             "too_few": entry.document["details"].get("too_few", ""),
             "until": next((_decision(one) for one in moves if one.seq > entry.seq), None),
         }

@@ -6,14 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from canal.data.units import BASES
 from canal.quality.verdict import Severity
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from canal.quality.evidence import Evidence
-    from canal.quality.verdict import Subject
 
 EXAMPLES = 5
 MOST_DRIFTED = 10
@@ -232,30 +229,3 @@ def _word(value: object, otherwise: str) -> str:
 
 
 # Advice where values contradict their declaration.
-
-
-def layer_advice(subject: Subject, evidence: Evidence) -> str:
-    """Return the advice to declare another matrix, with the names of those in the file."""
-    return (
-        f"set sources.{subject.source_name}.layer (now {subject.source.layer}) to one with plain values; "
-        f"the file has {', '.join(evidence.layers)}"
-    )
-
-
-def units_advice(subject: Subject, evidence: Evidence) -> str:
-    """Return the advice to declare the units that fit the values, as far as these are known."""
-    units, declared = evidence.units, subject.source.values
-    if units is None:
-        known = f"counts, {', '.join(BASES)}"
-        return f"declare the units the file has ({known}), or {layer_advice(subject, evidence)}"
-    if units == "scaled":
-        return f"the values look scaled: {layer_advice(subject, evidence)}"
-    if units == declared:
-        return f"other cells do look like {declared}: look at these, or exclude them"
-    if units == "counts" or units in BASES:
-        return f"the values look like {units}: declare values: {units}"
-    base = {"log1p": "e", "log2p": "2"}[units]
-    return (
-        f"the values look like logarithms to base {base} of counts scaled to another sum than 10,000: "
-        f"scale the counts to 10,000, or {layer_advice(subject, evidence)}"
-    )

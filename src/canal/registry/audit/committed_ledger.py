@@ -100,8 +100,8 @@ def _walk(
         elif gone:
             _check_joined(commit, gone, (content, reader.at(commits[-1].sha) or b""), reader, log)
         states[commit.sha] = _State(commit, len(content), _digest(content))
-    last = states.get(commits[-1].sha)
-    return last, 0 if last is None or last.removed else changed
+    at_head = states.get(commits[-1].sha)
+    return at_head, 0 if at_head is None or at_head.removed else changed
 
 
 def _ended(state: _State, content: bytes, reader: Reader, name: str, log: AuditLog) -> bool:
