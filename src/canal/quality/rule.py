@@ -226,6 +226,3 @@ def _number(value: float) -> str:
 
 def _word(value: object, otherwise: str) -> str:
     return value if isinstance(value, str) else otherwise
-
-
-# Advice where values contradict their declaration.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from canal.data.units import MAX_TOTAL
+from canal.data.units import BASES, MAX_TOTAL
 from canal.quality.rule import (
     Rule,
     absent,
@@ -364,6 +364,9 @@ def comparison_rules(subject: Subject, gate: Gate) -> list[Rule]:
             describe_depth,
         ),
     ]
+
+
+# Advice where values contradict their declaration.
 
 
 def layer_advice(subject: Subject, evidence: Evidence) -> str:
