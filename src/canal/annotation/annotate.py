@@ -27,7 +27,7 @@ from canal.annotation.resuming import Parts, parts_folder
 from canal.annotation.summary import Depth, Likeness, Summary, summarise
 from canal.core import __version__
 from canal.core.digests import canonical_json
-from canal.core.errors import LOG, DataError
+from canal.core.errors import LOG, DataError, in_python
 from canal.core.progress import OnCells, by_cells, doing
 from canal.io.formats import Fingerprint, open_cells
 
@@ -195,7 +195,7 @@ def _labelled(
     table, summary = _label(annotator, query, options, by_cells(progress))
     table = under_key(add_vote(table, clusters, annotator, query, options, progress), options.key_added)
     for text in summary.warnings:
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(in_python(text), stacklevel=3)
     table.attrs[KEY] = _record(annotator, options, summary)
     return table
 

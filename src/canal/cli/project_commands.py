@@ -70,6 +70,10 @@ def init(
     batch: Batch = None,
     gene_column: GeneColumn = None,
     min_genes: MinGenes = None,
+    species: Annotated[
+        Literal["human", "mouse"] | None,
+        typer.Option(help="Whose genes the lineage learns; by default human. No gene is translated."),
+    ] = None,
     method: Annotated[
         Method | None,
         typer.Option(
@@ -108,7 +112,10 @@ def init(
     }  # fmt: skip
     of_stream: dict[str, Any] = {"data": data, "order": order, "sources": sources, "held_out": held_out}
     _require_fitting(first, demo, stream, of_file, of_stream)
-    wish = app.creating.Wish(method or ("published" if stream else "exact"), demo=demo)
+    _require_own(demo, stream, method, species)
+    app.creating.require_room(folder)
+    learner: Method = method or ("published" if stream else "exact")
+    wish = app.creating.Wish(learner, demo=demo, species=species or "human")
     if first is not None:
         of_first = declared_source(first, of_file, folder)
         name = stage or app.creating.name_from(first.stem, "first")
@@ -134,6 +141,20 @@ def init(
     begun = first or demo or stream
     begin = "canal plan, canal run" if begun else "canal stage add NAME --file FILE.h5ad --values counts"
     note(f"next: cd {shlex.quote(os.path.relpath(made.root))}; {begin}")
+
+
+def _require_own(demo: bool, stream: str | None, method: str | None, species: str | None) -> None:
+    """Refuse what a demonstration or a stream brings itself: they would not listen to it."""
+    if demo and (method or species):
+        given, what = ("--method", method) if method else ("--species", species)
+        raise ConfigError(
+            f"{given} {what}: the demonstration comes with its parameters, human genes and the method "
+            f"combined: leave one of {given} and --demo out"
+        )
+    if stream is not None and species is not None:
+        raise ConfigError(
+            f"--species {species}: a stream names its species itself: leave one of --species and --stream out"
+        )
 
 
 def _require_fitting(

@@ -17,7 +17,17 @@ from canal.cli import (
     stages_commands,
     versions_commands,
 )
-from canal.cli.parsing import AsJson, KeyFile, Root, examples, note, open_project, show_result, signer
+from canal.cli.parsing import (
+    AsJson,
+    KeyFile,
+    Root,
+    examples,
+    flowing,
+    note,
+    open_project,
+    show_result,
+    signer,
+)
 from canal.core.errors import CanalError, RegistryError, tell
 from canal.core.files import system_refusal
 from canal.core.packages import DISTRIBUTION, named_packages, other_canal
@@ -288,6 +298,8 @@ def report(
         show_result({"page": str(page), **document}, as_json)
     note(f"wrote {page}")
 
+
+flowing(command_line)
 
 if __name__ == "__main__":
     main()

@@ -15,7 +15,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from canal.config.decisions import Policy
-from canal.core.errors import PolicyError, did_you_mean
+from canal.core.errors import PolicyError, there_are
 from canal.core.files import read_json
 from canal.core.progress import p_value, percent, points
 from canal.registry.ledger.ledger import Entry
@@ -113,8 +113,7 @@ def override(rulings: Sequence[Ruling], names: Sequence[str], too_few: bool = Fa
     for name in names:
         matching = {rule for rule in known if rule == name or fnmatchcase(rule, name)}
         if not matching:
-            near = did_you_mean(name, known)
-            raise PolicyError(f"no rule {name[:80]!r} to override; there are {', '.join(known)}{near}")
+            raise PolicyError(f"no rule {name[:80]!r} to override{there_are(name, known)}")
         chosen |= matching
     chosen |= {ruling.rule for ruling in rulings if too_few and ruling.value == TOO_FEW}
     return [
