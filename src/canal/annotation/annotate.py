@@ -104,7 +104,9 @@ def annotate_h5ad(
                 callbacks.on_record(record)
 
         with doing(f"writing {output.target.name}"):
-            removed = output.write(table, canonical_json(_record(annotator, options, summary)), on_complete)
+            removed = output.write(
+                table, canonical_json(make_annotation_record(annotator, options, summary)), on_complete
+            )
     if removed:
         callbacks.notice(stale_columns_message(removed))
     return summary
@@ -195,7 +197,7 @@ def _labelled(
     table = under_key(add_vote(table, clusters, annotator, query, options, progress), options.key_added)
     for text in summary.warnings:
         warnings.warn(text, stacklevel=3)
-    table.attrs[KEY] = _record(annotator, options, summary)
+    table.attrs[KEY] = make_annotation_record(annotator, options, summary)
     return table
 
 
@@ -214,14 +216,7 @@ def _label(
     with doing("labelling cells"), computing(annotator, compute):
         on_cells(done, query.n_cells)
         for block in _soon(reading.blocks(options.chunk_cells, done)):
-            latent = None
-            if options.latent:
-                answer, latent = restricted.predict_represented(block.expression)
-            else:
-                answer = restricted.predict(block.expression)
-            likeness.add(answer)
-            frame = columns_of(answer, block.empty, annotator.labels, options.probabilities, latent)
-            frame = with_limits(frame, options.max_novelty, options.min_confidence)
+            frame = label_block(restricted, annotator, block, options, likeness)
             if parts is None:
                 frames.append(frame)
             else:
@@ -231,6 +226,32 @@ def _label(
     table = join_blocks(frames, annotator.ontology)
     study = likeness.to_json(annotator.about())
     return table, summarise(annotator, table, reading, options, study)
+
+
+def label_block(
+    restricted: CellAnnotator, annotator: CellAnnotator, block: Block, options: Options, likeness: Likeness
+) -> pd.DataFrame:
+    """Return the columns of a block of cells; see `columns_of`.
+
+    Parameters
+    ----------
+    restricted, annotator
+        The model without the genes that the query lacks, which answers, and the model itself.
+    block
+        The cells.
+    options
+        How they are labelled.
+    likeness
+        Counts how many resemble the cells of the learned studies.
+    """
+    latent = None
+    if options.latent:
+        answer, latent = restricted.predict_represented(block.expression)
+    else:
+        answer = restricted.predict(block.expression)
+    likeness.add(answer)
+    frame = columns_of(answer, block.empty, annotator.labels, options.probabilities, latent)
+    return with_limits(frame, options.max_novelty, options.min_confidence)
 
 
 def _soon(blocks: Iterator[Block]) -> Iterator[Block]:
@@ -245,14 +266,15 @@ def _soon(blocks: Iterator[Block]) -> Iterator[Block]:
     yield from blocks
 
 
-def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dict[str, Any]:
+def make_annotation_record(annotator: CellAnnotator, options: Options, summary: Summary) -> dict[str, Any]:
+    """Return the record of a finished annotation: model, options, input and what was found."""
     return make_record(
         {
             **options.origin,
             "model": dict(options.model_name),
             "labels": list(annotator.labels),
             **annotator.about(),
-            "options": _decisive_options(options),
+            "options": decisive_options(options),
             **summary.to_json(),
             **({"vote": options.vote} if options.vote else {}),
             **({"min_share": options.min_share} if options.min_share is not None else {}),
@@ -260,7 +282,7 @@ def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dic
     )
 
 
-def _decisive_options(options: Options) -> dict[str, Any]:
+def decisive_options(options: Options) -> dict[str, Any]:
     """Return the options that determine labels, as JSON values."""
     return {
         "layer": options.layer,
@@ -292,5 +314,5 @@ def _job(annotator: CellAnnotator, fingerprint: Fingerprint, options: Options) -
         "labels": list(annotator.labels),
         "genes": list(annotator.genes),
         "answers": annotator.digest(),
-        "options": _decisive_options(options),
+        "options": decisive_options(options),
     }

@@ -69,7 +69,7 @@ def training_data(folder: Path, stage: str, source: str, declared: Declared) -> 
             "stage": name,
             "source": "",
             "licence": "",
-            "citation": f"merged from another lineage (sums {merged['other'][:12]}), whose card cites its data",
+            "citation": f"merged from another lineage ({merged['other'][:12]}), whose card cites its data",
             "cells": None if sums is None else int(sums.counts.sum()),
             "donors": None,
             "types": {} if sums is None else dict(zip(sums.types, sums.counts.tolist(), strict=True)),
