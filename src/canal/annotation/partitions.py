@@ -10,6 +10,7 @@ each cell has one row. Readers of Parquet data sets pass over names that begin w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, count
@@ -179,17 +180,11 @@ def shared_plan(
     plan = Plan(folder, parse_json(canonical_json(document)))
     path = folder / PLAN
     if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()) or folder.exists() and not folder.is_dir():
-            raise DataError(
-                f"{folder} is there, and not made by canal: give an empty or a new folder with -o"
-            )
+        _require_ours(folder)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            try:
-                with first_file(path) as temporary:
-                    write_json(temporary, plan.document)
-            except FileExistsError:  # another process was first
-                pass
+            with suppress(FileExistsError), first_file(path) as temporary:  # another process may be first
+                write_json(temporary, plan.document)
     found = read_json(path)
     if found == plan.document:
         return plan
@@ -202,6 +197,17 @@ def shared_plan(
     with writing(folder), new_file(path) as temporary:
         write_json(temporary, plan.document)
     return plan
+
+
+def _require_ours(folder: Path) -> None:
+    """Raise unless a folder is new, empty, or one in which another process is about to write its plan."""
+    if folder.is_dir():
+        strange = [one for one in folder.iterdir() if not one.name.startswith(".")]
+        if not strange or (folder / PLAN).is_file():
+            return
+    elif not folder.exists():
+        return
+    raise DataError(f"{folder} is there, and not made by canal: give an empty or a new folder with -o")
 
 
 def _inputs(annotator: CellAnnotator, sources: Sequence[Path]) -> Iterator[Document]:
