@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 from vl_convert import vegalite_to_vega
 
-from canal.app.cell_layout import CellMap
+from canal.app import cell_layout
+from canal.app.cell_layout import CellMap, lay_out
 from canal.app.models import LoadedModels
 from canal.app.promoting import Decision, judge_version, promote
 from canal.app.reviewing import TRAINING, Sides, review, sides, write_decision, write_pages
@@ -186,14 +187,13 @@ def test_promotion_writes_the_page_of_what_it_decided(line):
     """A refusal says what would have to change, a promotion who serves; neither fails by its page."""
     project = line.project()
     page = line.root / "report" / "index.html"
-    rmtree(project.layout.layouts)
     done = CliRunner().invoke(
         app, ["promote", "2", "--by", "A", "--why", "w", "--json", "--root", str(line.root)]
     )
     assert done.exit_code == 1
     assert json.loads(done.stdout)["page"] == str(page)
     assert "Before it may serve, this would have to change" in page.read_text()
-    assert "canal report 2" in page.read_text()  # no layout is kept: no map
+    assert "canal report 2" in page.read_text()  # no layout is kept yet: no map
     write_pages(project, line.root / "report", "2")
     decided = ("--by", "A. Person", "--why", "all types", "--override", "*", "--too-few", "few")
     line.canal("promote", "2", *decided)
@@ -213,7 +213,12 @@ def test_promotion_writes_the_page_of_what_it_decided(line):
 def test_cells_are_answered_and_laid_out_once(project, monkeypatch):
     version = project.store.version("2")
     loaded, folder = LoadedModels(project), project.store.artifacts(version)
-    assert CellMap.is_laid_out(project, version)  # by the step that evaluated its stage
+    assert not CellMap.is_laid_out(project, version)
+    lay_out(project, "second")  # as the step that evaluates does, of more cells
+    assert not CellMap.is_laid_out(project, version)
+    monkeypatch.setattr(cell_layout, "_WORTH", 1)
+    lay_out(project, "second")
+    assert CellMap.is_laid_out(project, version)
     with monkeypatch.context() as patch:
         patch.setattr(LoadedModels, "of", lambda *_: pytest.fail("the model is asked again"))
         kept = CellMap(loaded, version, folder).document(None)

@@ -37,6 +37,8 @@ _SHOWN = 800
 """Cells of a map: more dots would cover each other, and take seconds."""
 _ITERATIONS = 500
 _LAYING_OUT = "laying out the cells that are kept to watch forgetting"
+_WORTH = 200
+"""Cells from which on a layout takes seconds, so that the step that evaluates a stage makes it."""
 _KEY = 16
 _ANSWERS = ("labels", "confidence", "novelty", "embedding")
 _LAYOUTS = 60
@@ -103,12 +105,16 @@ class CellMap:
 
 @doing(_LAYING_OUT)
 def lay_out(project: Project, stage: str) -> None:
-    """Keep the answers and the layout of the cells of a learned stage, for the first page of its version."""
+    """Keep the answers and the layout of the cells of a learned stage, for the first page of its version.
+
+    Few cells are laid out when a page asks for them, as fast.
+    """
     folder, layouts = project.layout.model(stage), project.layout.layouts
-    if (stored := _stored(folder)) is not None:
-        key = key_digest(folder)
-        answer = _answers(layouts, key, lambda: load_model(folder / "model"), _shown(stored).expression)
-        _Layout(answer["embedding"], layouts, key).places()
+    if (stored := _stored(folder)) is None or len(stored.cells) < _WORTH:
+        return
+    key = key_digest(folder)
+    answer = _answers(layouts, key, lambda: load_model(folder / "model"), _shown(stored).expression)
+    _Layout(answer["embedding"], layouts, key).places()
 
 
 class _Layout:

@@ -232,7 +232,7 @@ def review(
         "history": _optional(folder / "history.json"),
         "tuned": _optional(folder / TUNED_FILE),
         "method": method_view(folder, key),
-        "kept": _kept(folder, evaluation["stages"]),
+        "kept": _kept(folder, key),
         "cost": _cost(project, version, folder),
         "lineage": [_in_lineage(project, one, one_key) for one, one_key in ancestors],
         "training": None,
@@ -291,7 +291,7 @@ def _answered(
     return before, {stage: after[stage] for stage in stages}
 
 
-def _kept(folder: Path, stages: Sequence[str]) -> Document:
+def _kept(folder: Path, key: Mapping[str, Any]) -> Document:
     """Return how many cells bank, probe and sums hold, by stage and type."""
     kept: Document = {}
     for name in ("bank", "probe"):
@@ -302,7 +302,7 @@ def _kept(folder: Path, stages: Sequence[str]) -> Document:
             kept[name] = [
                 {"stage": stage, "cell_type": name, "n": n} for (stage, name), n in sorted(pairs.items())
             ]
-    sums = StageSums.load(folder, stages)
+    sums = StageSums.load(folder, list(key["sums"])) if "sums" in key else None
     if sums is not None:
         kept["sums"] = [
             {"stage": stage, "cell_type": name, "n": int(n)}
