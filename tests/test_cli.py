@@ -40,6 +40,7 @@ COMMANDS = [
     ("impact",),
     ("diff",),
     ("who",),
+    ("watch",),
     ("stage", "add"),
     ("stage", "map"),
     ("stage", "relearn"),

@@ -217,6 +217,20 @@ def test_an_empty_folder_is_filled_and_any_other_is_refused(tmp_path):
             create(tmp_path / name, Wish())
 
 
+def test_a_project_can_be_made_in_the_working_folder(tmp_path, monkeypatch):
+    """`mkdir atlas; cd atlas; canal init .` left the shell in a folder that was gone, and a traceback."""
+    here = tmp_path / "atlas"
+    here.mkdir(mode=0o750)
+    monkeypatch.chdir(here)
+    inode, mode = here.stat().st_ino, here.stat().st_mode
+    done = CliRunner().invoke(app, ["init", ".", "--demo"])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    assert (here.stat().st_ino, here.stat().st_mode) == (inode, mode)
+    assert Path("params.yaml").is_file()
+    assert subprocess.run(["git", "status", "--short"], capture_output=True, check=True).stdout == b""
+    assert [one.name for one in tmp_path.iterdir()] == ["atlas"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

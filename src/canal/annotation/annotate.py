@@ -24,7 +24,7 @@ from canal.annotation.query import Query, query_adata, query_file
 from canal.annotation.reading import Block, reading_for
 from canal.annotation.records import make_record
 from canal.annotation.resuming import Parts, parts_folder
-from canal.annotation.summary import Likeness, Summary, summarise
+from canal.annotation.summary import Depth, Likeness, Summary, summarise
 from canal.core import __version__
 from canal.core.digests import canonical_json
 from canal.core.errors import LOG, DataError
@@ -104,9 +104,8 @@ def annotate_h5ad(
                 callbacks.on_record(record)
 
         with doing(f"writing {output.target.name}"):
-            removed = output.write(
-                table, canonical_json(make_annotation_record(annotator, options, summary)), on_complete
-            )
+            record = canonical_json(make_annotation_record(annotator, options, summary, output.target.name))
+            removed = output.write(table, record, on_complete)
     if removed:
         callbacks.notice(stale_columns_message(removed))
     return summary
@@ -211,12 +210,13 @@ def _label(
         reading, restricted = reading_for(annotator, query, options)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
-    likeness = Likeness()
+    likeness, depth = Likeness(), Depth(reading.coverage.found)
     compute = ComputeOptions(options.chunk_cells, options.device, options.dtype)
     with doing("labelling cells"), computing(annotator, compute):
         on_cells(done, query.n_cells)
         for block in _soon(reading.blocks(options.chunk_cells, done)):
             frame = label_block(restricted, annotator, block, options, likeness)
+            depth.add(block)
             if parts is None:
                 frames.append(frame)
             else:
@@ -225,7 +225,7 @@ def _label(
             on_cells(done, query.n_cells)
     table = join_blocks(frames, annotator.ontology)
     study = likeness.to_json(annotator.about())
-    return table, summarise(annotator, table, reading, options, study)
+    return table, summarise(annotator, table, reading, options, (study, depth.to_json()))
 
 
 def label_block(
@@ -262,12 +262,16 @@ def _soon(blocks: Iterator[Block]) -> Iterator[Block]:
             continue
         for part in (slice(FIRST_CELLS), slice(FIRST_CELLS, None)):
             start = block.start + (part.start or 0)
-            yield Block(start, block.expression[part], block.empty[part])
+            totals = None if block.totals is None else block.totals[part]
+            yield Block(start, block.expression[part], block.empty[part], totals)
     yield from blocks
 
 
-def make_annotation_record(annotator: CellAnnotator, options: Options, summary: Summary) -> dict[str, Any]:
-    """Return the record of a finished annotation: model, options, input and what was found."""
+def make_annotation_record(
+    annotator: CellAnnotator, options: Options, summary: Summary, labelled: str = ""
+) -> dict[str, Any]:
+    """Return the record of an annotation; ``labelled`` is the name of the file that holds the labels."""
+    name = labelled.encode("utf-8", "replace").decode()  # a name's bytes need be no text
     return make_record(
         {
             **options.origin,
@@ -276,6 +280,8 @@ def make_annotation_record(annotator: CellAnnotator, options: Options, summary: 
             **annotator.about(),
             "options": decisive_options(options),
             **summary.to_json(),
+            "distributions": dict(summary.distributions),
+            **({"labelled": name} if name else {}),
             **({"vote": options.vote} if options.vote else {}),
             **({"min_share": options.min_share} if options.min_share is not None else {}),
         }

@@ -17,13 +17,16 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from canal.annotation.annotate import decisive_options, label_block, make_annotation_record
 from canal.annotation.clusters import ComputeOptions, computing
 from canal.annotation.columns import KEY, ONTOLOGY_ID, join_blocks
+from canal.annotation.drift import DEPTH
 from canal.annotation.options import Options
 from canal.annotation.query import query_file
 from canal.annotation.reading import Block, reading_for
-from canal.annotation.summary import Likeness, summarise
+from canal.annotation.summary import Depth, Likeness, summarise
 from canal.core.digests import canonical_json, file_digest, json_digest
 from canal.core.errors import DataError
 from canal.core.files import first_file, new_file, parse_json, read_json, write_json
@@ -251,9 +254,11 @@ def label_partition(plan: Plan, partition: Partition, annotator: CellAnnotator, 
     with open_cells(partition.source, annotator.genes) as file:
         query = query_file(file, options.layer, options.gene_column)
         reading, restricted = reading_for(annotator, query, options)
+        depth, frames = Depth(reading.coverage.found), []
         with computing(annotator, ComputeOptions(options.chunk_cells, options.device, options.dtype)):
-            blocks = _until(reading.blocks(options.chunk_cells, partition.start), partition.stop)
-            frames = [label_block(restricted, annotator, one, options, likeness) for one in blocks]
+            for block in _until(reading.blocks(options.chunk_cells, partition.start), partition.stop):
+                frames.append(label_block(restricted, annotator, block, options, likeness))
+                depth.add(block)
         names = file.obs_names()[partition.start : partition.stop]
     table = join_blocks(frames, annotator.ontology)
     table.index = names
@@ -263,6 +268,7 @@ def label_partition(plan: Plan, partition: Partition, annotator: CellAnnotator, 
         "start": partition.start,
         "stop": partition.stop,
         "likeness": [likeness.n_cells, likeness.n_like],
+        "distributions": depth.to_json(),
     }
     arrow = pyarrow.Table.from_pandas(table.rename_axis(index="cell"))
     metadata = {**(arrow.schema.metadata or {}), _META: canonical_json(about).encode()}
@@ -323,13 +329,14 @@ def collect(
         source = Path(entry["path"])
         own = [one for one in plan.partitions if one.source == source]
         _require_unchanged(source, entry)
-        table, likeness = _together(plan, own, annotator)
+        table, likeness, depth = _together(plan, own, annotator)
         of_input = replace(options, origin=origins[entry["path"]])
         with open_cells(source, annotator.genes) as file:
             query = query_file(file, options.layer, options.gene_column)
             reading, _ = reading_for(annotator, query, of_input)
-        summary = summarise(annotator, table, reading, of_input, likeness.to_json(annotator.about()))
-        record = make_annotation_record(annotator, of_input, summary)
+        study = likeness.to_json(annotator.about())
+        summary = summarise(annotator, table, reading, of_input, (study, depth))
+        record = make_annotation_record(annotator, of_input, summary, plan.folder.name)
         records.append({"folder": entry["folder"], "record": record, "summary": summary.to_json()})
         rows += [
             {
@@ -349,17 +356,23 @@ def collect(
 
 def _together(
     plan: Plan, partitions: Sequence[Partition], annotator: CellAnnotator
-) -> tuple[pd.DataFrame, Likeness]:
-    """Return the labels of an input's cells, and how many resemble the learned ones."""
+) -> tuple[pd.DataFrame, Likeness, Document]:
+    """Return the labels of an input's cells, how many resemble the learned ones, and how deep they are.
+
+    Medians of partitions say nothing of the median of all: it is on record where there is one partition.
+    """
     import pandas as pd
     import pyarrow.parquet
 
-    tables, likeness = [], Likeness()
+    tables, likeness, depths = [], Likeness(), []
     for one in partitions:
         arrow = pyarrow.parquet.read_table(plan.folder / one.file, partitioning=None)
-        n_cells, n_like = parse_json(arrow.schema.metadata[_META])["likeness"]
-        likeness.n_cells += n_cells
-        likeness.n_like += n_like
+        about = parse_json(arrow.schema.metadata[_META])
+        likeness.n_cells += about["likeness"][0]
+        likeness.n_like += about["likeness"][1]
+        depths.append(about["distributions"])
         tables.append(arrow.to_pandas())
     table = pd.concat(tables).drop(columns=ONTOLOGY_ID, errors="ignore")
-    return join_blocks([table], annotator.ontology), likeness
+    summed = np.sum([one[DEPTH] for one in depths], axis=0).tolist()
+    depth = depths[0] if len(depths) == 1 else {DEPTH: summed}
+    return join_blocks([table], annotator.ontology), likeness, depth

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from canal.app import unlearning as unlearning
     from canal.app import upgrading as upgrading
     from canal.app import versions as versions
+    from canal.app import watching as watching
     from canal.app import withdrawing as withdrawing
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "unlearning",
     "upgrading",
     "versions",
+    "watching",
     "withdrawing",
 ]
 

@@ -7,7 +7,8 @@ so runs the steps that use it again: they restore what was learned.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -174,7 +175,7 @@ def create(
     target = target.resolve()
     _require_room(target)
     place = scratch_folder("init", target.parent if target.parent.is_dir() else None)
-    with place if dry_run else new_folder(target) as folder:
+    with place if dry_run else _content_of(target) as folder:
         files = _new_files(target.name, wish)
         for name, text in files.items():
             write_text(folder / name, text)
@@ -187,6 +188,22 @@ def create(
             _require_stream(wish.stream, folder, judged)
         problem = _begin_git(folder, target.name, [*files])
     return Created(target, tuple(files), addition, problem)
+
+
+@contextmanager
+def _content_of(target: Path) -> Iterator[Path]:
+    """Yield a folder whose content is the target's when the block ends without an error.
+
+    A folder that is there stays the same one: a shell may work in it, and it has rights of its own.
+    """
+    if not target.exists():
+        with new_folder(target) as folder:
+            yield folder
+        return
+    with scratch_folder("init", target.parent) as folder:  # beside it: paths of files are relative to it
+        yield folder
+        for path in sorted(folder.iterdir(), key=lambda one: one.name == PARAMS):
+            shutil.move(path, target / path.name)  # params.yaml comes last: without it there is no project
 
 
 def _require_stream(stream: Stream, folder: Path, judged: Callable[[Verdict], None]) -> None:

@@ -28,7 +28,7 @@ from canal.report.terminal import lineage_report, version_panel, versions_table
 from canal.runtime.startup import INTERRUPTED, begin, exit_code, leave
 
 PANELS = {
-    "Label cells": ("annotate", "collect", "novel", "explain", "markers", "who", "models", "serve"),
+    "Label cells": ("annotate", "collect", "novel", "explain", "markers", "who", "watch", "models", "serve"),
     "Learn": ("plan", "run", "validate", "stage", "tune", "backbone", "basis", "sums"),
     "Registry": (
         "versions",
