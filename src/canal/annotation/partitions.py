@@ -294,7 +294,8 @@ def _until(blocks: Iterator[Block], stop: int) -> Iterator[Block]:
     for block in blocks:
         if (left := stop - block.start) <= 0:
             return
-        yield Block(block.start, block.expression[:left], block.empty[:left])
+        totals = None if block.totals is None else block.totals[:left]
+        yield Block(block.start, block.expression[:left], block.empty[:left], totals)
 
 
 def collect(

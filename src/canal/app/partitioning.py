@@ -312,8 +312,8 @@ def _client(spread: Spread) -> Iterator[Client]:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = spread.workers or max(1, cores // 2)
-    with (
-        LocalCluster(
+    try:
+        cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             host="127.0.0.1",
@@ -321,9 +321,13 @@ def _client(spread: Spread) -> Iterator[Client]:
             memory_limit=0,
             silence_logs=50,
             env={"OMP_NUM_THREADS": str(max(1, cores // workers))},
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+        )
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"Dask's {workers} workers could not be started here ({error}): try fewer (--workers), or "
+            "leave --engine out"
+        ) from error
+    with cluster, Client(cluster) as client:
         yield client
 
 
