@@ -104,7 +104,7 @@ def annotate_h5ad(
                 callbacks.on_record(record)
 
         with doing(f"writing {output.target.name}"):
-            record = canonical_json(_record(annotator, options, summary, output.target.name))
+            record = canonical_json(make_annotation_record(annotator, options, summary, output.target.name))
             removed = output.write(table, record, on_complete)
     if removed:
         callbacks.notice(stale_columns_message(removed))
@@ -196,7 +196,7 @@ def _labelled(
     table = under_key(add_vote(table, clusters, annotator, query, options, progress), options.key_added)
     for text in summary.warnings:
         warnings.warn(in_python(text), stacklevel=3)
-    table.attrs[KEY] = _record(annotator, options, summary)
+    table.attrs[KEY] = make_annotation_record(annotator, options, summary)
     return table
 
 
@@ -215,15 +215,8 @@ def _label(
     with doing("labelling cells"), computing(annotator, compute):
         on_cells(done, query.n_cells)
         for block in _soon(reading.blocks(options.chunk_cells, done)):
-            latent = None
-            if options.latent:
-                answer, latent = restricted.predict_represented(block.expression)
-            else:
-                answer = restricted.predict(block.expression)
-            likeness.add(answer)
+            frame = label_block(restricted, annotator, block, options, likeness)
             depth.add(block)
-            frame = columns_of(answer, block.empty, annotator.labels, options.probabilities, latent)
-            frame = with_limits(frame, options.max_novelty, options.min_confidence)
             if parts is None:
                 frames.append(frame)
             else:
@@ -233,6 +226,32 @@ def _label(
     table = join_blocks(frames, annotator.ontology)
     study = likeness.to_json(annotator.about())
     return table, summarise(annotator, table, reading, options, (study, depth.to_json()))
+
+
+def label_block(
+    restricted: CellAnnotator, annotator: CellAnnotator, block: Block, options: Options, likeness: Likeness
+) -> pd.DataFrame:
+    """Return the columns of a block of cells; see `columns_of`.
+
+    Parameters
+    ----------
+    restricted, annotator
+        The model without the genes that the query lacks, which answers, and the model itself.
+    block
+        The cells.
+    options
+        How they are labelled.
+    likeness
+        Counts how many resemble the cells of the learned studies.
+    """
+    latent = None
+    if options.latent:
+        answer, latent = restricted.predict_represented(block.expression)
+    else:
+        answer = restricted.predict(block.expression)
+    likeness.add(answer)
+    frame = columns_of(answer, block.empty, annotator.labels, options.probabilities, latent)
+    return with_limits(frame, options.max_novelty, options.min_confidence)
 
 
 def _soon(blocks: Iterator[Block]) -> Iterator[Block]:
@@ -248,7 +267,7 @@ def _soon(blocks: Iterator[Block]) -> Iterator[Block]:
     yield from blocks
 
 
-def _record(
+def make_annotation_record(
     annotator: CellAnnotator, options: Options, summary: Summary, labelled: str = ""
 ) -> dict[str, Any]:
     """Return the record of an annotation; ``labelled`` is the name of the file that holds the labels."""
@@ -259,7 +278,7 @@ def _record(
             "model": dict(options.model_name),
             "labels": list(annotator.labels),
             **annotator.about(),
-            "options": _decisive_options(options),
+            "options": decisive_options(options),
             **summary.to_json(),
             "distributions": dict(summary.distributions),
             **({"labelled": name} if name else {}),
@@ -269,7 +288,7 @@ def _record(
     )
 
 
-def _decisive_options(options: Options) -> dict[str, Any]:
+def decisive_options(options: Options) -> dict[str, Any]:
     """Return the options that determine labels, as JSON values."""
     return {
         "layer": options.layer,
@@ -301,5 +320,5 @@ def _job(annotator: CellAnnotator, fingerprint: Fingerprint, options: Options) -
         "labels": list(annotator.labels),
         "genes": list(annotator.genes),
         "answers": annotator.digest(),
-        "options": _decisive_options(options),
+        "options": decisive_options(options),
     }

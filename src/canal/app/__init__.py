@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from canal.app import joining_lineages as joining_lineages
     from canal.app import learning as learning
     from canal.app import models as models
+    from canal.app import partitioning as partitioning
     from canal.app import pipeline as pipeline
     from canal.app import planning as planning
     from canal.app import project as project
@@ -61,6 +62,7 @@ __all__ = [
     "joining_lineages",
     "learning",
     "models",
+    "partitioning",
     "pipeline",
     "planning",
     "project",

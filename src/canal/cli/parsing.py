@@ -155,6 +155,12 @@ def complete_model(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]
     return _beginning(incomplete, lambda: app.models.model_names(ctx.params.get("root")))
 
 
+MODEL = (
+    "A version of the project (by default the champion), FILE.zip of canal export, or a name of canal models."
+)
+Model = Annotated[str | None, typer.Option(help=MODEL, autocompletion=complete_model)]
+
+
 def complete_shelved(incomplete: str) -> list[tuple[str, str]]:
     """Return the models on the shelf, for completion in a shell."""
     return _beginning(incomplete, lambda: [(name, "on the shelf") for name in app.shelf.shelf_names()])

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from canal import __version__, app
 from canal.cli import (
     cells_commands,
+    labelling_commands,
     ledger_commands,
     models_commands,
     project_commands,
@@ -37,7 +38,7 @@ from canal.report.terminal import lineage_report, version_panel, versions_table
 from canal.runtime.startup import INTERRUPTED, begin, exit_code, leave
 
 PANELS = {
-    "Label cells": ("annotate", "novel", "explain", "markers", "who", "watch", "models", "serve"),
+    "Label cells": ("annotate", "collect", "novel", "explain", "markers", "who", "watch", "models", "serve"),
     "Learn": ("plan", "run", "validate", "stage", "tune", "backbone", "basis", "sums"),
     "Registry": (
         "versions",
@@ -78,6 +79,7 @@ command_line = typer.Typer(
 )
 registry_app = typer.Typer(no_args_is_help=True, help="The MLflow registry that holds the versions.")
 for module in (
+    labelling_commands,
     cells_commands,
     models_commands,
     versions_commands,

@@ -139,6 +139,29 @@ def annotation_table(summary: Mapping[str, Any]) -> Group:
     return Group(rows, text(told, "dim"), *study, *warnings)
 
 
+def partitions_table(parts: Mapping[str, Any]) -> Group:
+    """Return what `canal annotate` of several files and `canal collect` did: the cells of each file."""
+    done = f"{count(parts['labelled'], 'partition')} of {parts['partitions']:,} labelled by this run"
+    if (inputs := parts.get("inputs")) is None:
+        left = parts["missing"]
+        rest = f"{left:,} are missing" if left else "none is missing"
+        return Group(text(f"{done}; {rest}. Once all are there: canal collect {parts['folder']}"))
+    columns = (
+        Column("file"),
+        *figures("cells"),
+        Column("Unassigned", "number"),
+        Column("most", "prose", "dim"),
+    )
+    rows = Listing(f"{count(sum(one['n_cells'] for one in inputs.values()))} labelled", columns)
+    rows.note = f"{done}: pandas.read_parquet({parts['folder']!r})"
+    for name, one in inputs.items():
+        unassigned = one["cell_types"].get("Unassigned", 0)
+        most = [each for each in one["cell_types"] if each != "Unassigned"][:3]
+        rows.add(name, f"{one['n_cells']:,}", percent(unassigned / max(1, one["n_cells"])), ", ".join(most))
+    told = dict.fromkeys(warning for one in inputs.values() for warning in one["warnings"])
+    return Group(rows, *(text(f"warning: {one}", "yellow") for one in told))
+
+
 _REASONS = {
     "low_quality": "express no gene of the model",
     "is_novel": "novel by the version's rule",
