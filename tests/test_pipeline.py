@@ -102,28 +102,35 @@ def test_a_second_run_in_a_folder_is_refused_in_one_line(tmp_path, monkeypatch, 
             dvc_steps(tmp_path)
         assert running.main() == 1
     said = capfd.readouterr().err
-    assert re.search(rf"process {os.getpid()}, since 20.* wait for it, or end it with `kill -INT", said)
+    assert re.search(rf"process {os.getpid()}, since 20.* wait for it, or end it with `kill \d+`", said)
 
 
-def test_a_run_that_is_interrupted_alone_ends_what_it_has_started(tmp_path):
-    """`kill -INT` reaches one process, Ctrl-C all of a terminal; DVC leaves Ctrl-C to the step, its child."""
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_alone_ends_what_it_has_started(tmp_path, ended_by):
+    """`kill` reaches one process, Ctrl-C all of a terminal; DVC leaves Ctrl-C to the step, its child.
+
+    It was started as a script starts what has ``&`` behind it: to ignore SIGINT.
+    """
     (tmp_path / "patient.py").write_text(
         "import signal, subprocess, sys\n"
         "signal.signal(signal.SIGINT, lambda *_: None)\n"
         "step = 'import time; print(1, flush=True); time.sleep(60)'\n"
         "subprocess.run([sys.executable, '-c', step], check=False)\n"
     )
-    code = "from canal.app.running import run_module; run_module('working', 'patient')"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from canal.app import running; running._heed_signals(); running.run_module('working', 'patient')"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout.readline() == "1\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(ended_by)
     _, said = process.communicate(timeout=30)
     assert process.returncode
-    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert said.rstrip().endswith(("KeyboardInterrupt", "_Ended"))
 
 
 def test_a_script_that_ctrl_c_ends_leaves_no_traceback(tmp_path, capfd, monkeypatch):

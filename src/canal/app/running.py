@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -57,6 +58,7 @@ def main(root: Path | None = None, as_json: bool = False) -> int:
     What happened is printed, as JSON if ``as_json``; the steps' own output then goes to the error stream.
     """
     begin()
+    _heed_signals()
     if root is not None:
         os.chdir(root)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -97,7 +99,7 @@ def _another(holder: str) -> str:
     process = holder.split()[1].rstrip(",")
     return (
         f"canal: another `canal run` is at work in this folder, {holder}: wait for it, or end it with "
-        f"`kill -INT {process}`"
+        f"`kill {process}`"
     )
 
 
@@ -236,6 +238,24 @@ def to_commit(root: Path) -> list[str]:
     ]
 
 
+class _Ended(KeyboardInterrupt):  # noqa: N818 - it is no error
+    """SIGTERM has come, of which the processes that this one has started know nothing."""
+
+
+def _heed_signals() -> None:
+    """Let SIGINT and SIGTERM end the run in order, also where it was started to ignore the first.
+
+    A shell's script starts with ``&`` what ignores SIGINT, and all that it starts in turn would, too.
+    """
+
+    def end(*_: object) -> None:
+        raise _Ended
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, end)
+
+
 def run_module(what: str, module: str, *arguments: str, quiet: bool = False) -> int:
     """Run a module of canal and return its exit code; on Ctrl-C, wait for the process, then raise.
 
@@ -247,8 +267,8 @@ def run_module(what: str, module: str, *arguments: str, quiet: bool = False) -> 
     try:
         with doing(what):
             code = process.wait()
-    except KeyboardInterrupt:
-        forward = not _in_foreground()
+    except KeyboardInterrupt as error:
+        forward = isinstance(error, _Ended) or not _in_foreground()
         while process.poll() is None:
             with suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
                 process.wait(_IN_GROUP_S if forward else None)
