@@ -4,6 +4,7 @@ Also compares a stage's labels with the predictions of its parent's model.
 """
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -125,10 +126,28 @@ def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> Non
         project.commit(f"Add stage {addition.name}")
 
 
+_OPTION_OF = {
+    "batch": "--batch",
+    "gene_column": "--gene-column",
+    "label": "--label",
+    "label_map": "--map FILE",
+    "layer": "--layer",
+    "min_genes": "--min-genes",
+    "values": "--values",
+}
+"""A key of a source -> the option that sets it of a stage that is not in params.yaml yet."""
+
+
 def require_passed(addition: Addition) -> None:
     """Raise `GateError` unless the gate passed a proposed stage."""
     if not addition.verdict.passed:
-        raise GateError(f"stage {addition.name!r} was not added: its file does not pass the gate")
+        hints = " ".join(rule.hint for rule in addition.verdict.failures("error"))
+        named = dict.fromkeys(re.findall(rf"sources\.{re.escape(addition.name)}\.(\w+)", hints))
+        here = ", ".join(f"{key} is {_OPTION_OF[key]}" for key in named if key in _OPTION_OF)
+        raise GateError(
+            f"stage {addition.name!r} was not added: its file does not pass the gate"
+            + (f". What is called sources.{addition.name} above is given as options here: {here}" if here else "")
+        )
 
 
 def relearn(name: str, commit: bool, root: Path | None = None, dry_run: bool = False) -> list[str]:
