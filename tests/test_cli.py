@@ -171,6 +171,12 @@ WITHOUT_JSON = {
 }
 
 
+def test_the_first_sentence_of_help_says_what_canal_is():
+    said = CliRunner().invoke(app, ["--help"]).stdout
+    assert "An annotator of single-cell RNA-seq data" in said
+    assert "Declare" not in said
+
+
 def test_every_command_prints_json_whose_schema_can_be_had():
     with_json = {
         command for command in COMMANDS if any("--json" in one.opts for one in command_named(*command).params)

@@ -267,7 +267,8 @@ def test_a_file_that_fails_the_gate_is_not_added(line):
         expect=1,
     )
     assert "values_not_negative" in said
-    assert "was not added" in said
+    assert "was not added: its file does not pass the gate. Of sources.bad above, " in said
+    assert "layer is --layer" in said
     assert "Traceback" not in said
     assert (line.root / "params.yaml").read_text() == text
     assert source_of(line.root / "raw" / "bad.h5ad").values == "counts"

@@ -144,10 +144,8 @@ def require_passed(addition: Addition) -> None:
         hints = " ".join(rule.hint for rule in addition.verdict.failures("error"))
         named = dict.fromkeys(re.findall(rf"sources\.{re.escape(addition.name)}\.(\w+)", hints))
         here = ", ".join(f"{key} is {_OPTION_OF[key]}" for key in named if key in _OPTION_OF)
-        raise GateError(
-            f"stage {addition.name!r} was not added: its file does not pass the gate"
-            + (f". What is called sources.{addition.name} above is given as options here: {here}" if here else "")
-        )
+        more = f". Of sources.{addition.name} above, {here} of this command" if here else ""
+        raise GateError(f"stage {addition.name!r} was not added: its file does not pass the gate{more}")
 
 
 def relearn(name: str, commit: bool, root: Path | None = None, dry_run: bool = False) -> list[str]:

@@ -140,7 +140,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@command_line.callback()
+@command_line.callback(help=command_line.info.help)
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show canal's version.")

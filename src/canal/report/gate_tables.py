@@ -70,8 +70,8 @@ _FAILING = {
     "types_balanced": "with far fewer cells than the largest",
     "types_in_every_set": "without cells in each set",
     "symbols_not_ensembl": "named by an Ensembl id",
-    "symbols_human": "spelt as a mouse's",
-    "symbols_mouse": "spelt as human ones",
+    "symbols_human": "not spelt as human genes",
+    "symbols_mouse": "not spelt as a mouse's genes",
     "features_are_genes": "that are no genes",
     "tokens_like_before": "expressed otherwise than before",
 }

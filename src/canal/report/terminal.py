@@ -170,9 +170,7 @@ _REASONS = {
 }
 
 
-_NO_STUDY = (
-    "how many cells lie among those that were learned is not known: it takes two learned studies, and sums"
-)
+_NO_STUDY = "whether these cells are like the learned ones was not measured: that takes a model of two data sets or more"
 """What is said of a version that one study was taught, or that has a network alone."""
 
 _CLEARLY = 1.5
