@@ -56,7 +56,7 @@ def flowing(commands: typer.Typer) -> None:
         if group.typer_instance is not None:
             flowing(group.typer_instance)
     about = commands.registered_callback
-    if about is not None and about.callback is not None:
+    if about is not None and about.callback is not None and not isinstance(about.help, str):
         about.help = _paragraphs(about.callback)
 
 

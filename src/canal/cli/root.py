@@ -69,9 +69,11 @@ class InPanels(TyperGroup):
         return [name for names in PANELS.values() for name in names]
 
 
+_ABOUT = "An annotator of single-cell RNA-seq data that keeps learning, with every label provable."
+
 command_line = typer.Typer(
     name="canal",
-    help="An annotator of single-cell RNA-seq data that keeps learning, with every label provable.",
+    help=_ABOUT,
     cls=InPanels,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -140,7 +142,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@command_line.callback(help=command_line.info.help)
+@command_line.callback(help=_ABOUT)
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show canal's version.")
