@@ -25,6 +25,7 @@ COMMANDS = [
     ("versions",),
     ("show",),
     ("annotate",),
+    ("collect",),
     ("novel",),
     ("explain",),
     ("markers",),

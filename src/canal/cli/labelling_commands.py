@@ -169,7 +169,7 @@ def collect(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put shards together: an index of the partitions, and a record for each file.
+    """Put shards together: an index, and a record of each file.
 
     Exit code 1 while partitions are missing.
     """

@@ -170,7 +170,7 @@ _REASONS = {
 }
 
 
-_NO_STUDY = "whether these cells are like the learned ones was not measured: that takes a model of two data sets or more"
+_NO_STUDY = "whether these cells are like the learned ones was not measured: that takes two data sets"
 """What is said of a version that one study was taught, or that has a network alone."""
 
 _CLEARLY = 1.5
