@@ -15,7 +15,7 @@ DISTRIBUTION = "canal-cells"
 EXTRAS = {
     "project": (
         "the packages of a project",
-        ("mlflow", "dvc", "great_expectations", "optuna", "requests", "sqlalchemy"),
+        ("mlflow", "dvc", "great_expectations", "optuna", "psutil", "requests", "sqlalchemy"),
     ),
     "network": ("the network's package, PyTorch", ("torch",)),
     "groups": ("the packages that group cells", ("sknetwork", "sklearn")),
