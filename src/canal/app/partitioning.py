@@ -268,12 +268,10 @@ def _collected(
 
 def _by_dask(plan: Plan, waiting: Sequence[Partition], spread: Spread, root: Path | None) -> Iterator[int]:
     """Yield the cells of each partition once a worker has labelled it."""
-    import dask
     from distributed import as_completed
 
     place = None if root is None else str(root.resolve())
-    # A worker that is killed takes no partition with it, however often that happens.
-    with dask.config.set({"distributed.scheduler.allowed-failures": _RETRIES}), _client(spread) as client:
+    with _client(spread) as client:
         futures = [
             client.submit(
                 _label, str(plan.folder.resolve()), one.number, place,
@@ -320,6 +318,8 @@ def _client(spread: Spread) -> Iterator[Client]:
             dashboard_address=None,
             memory_limit=0,
             silence_logs=50,
+            # A worker that is killed takes no partition with it, however often that happens.
+            scheduler_kwargs={"allowed_failures": _RETRIES},
             env={"OMP_NUM_THREADS": str(max(1, cores // workers))},
         )
     except (RuntimeError, OSError) as error:
