@@ -25,6 +25,7 @@ EXTRAS = {
     "parquet": ("the package that reads and writes Parquet", ("pyarrow",)),
     "compression": ("the package of HDF5's further compressions", ("hdf5plugin",)),
     "serve": ("the packages of a server", ("uvicorn", "h11")),
+    "ui": ("the packages of the board", ("starlette",)),
     "published": ("the package of the published choice of genes", ("scanpy",)),
     "postgres": ("PostgreSQL's driver", ("psycopg2",)),
     "auth": ("the package of a server's accounts", ("flask_wtf",)),
