@@ -31,7 +31,7 @@ from canal.app.board_index import Index, stamp, utc
 from canal.app.connections import PATIENCE, PatientProtocol, read_token
 from canal.core.errors import CanalError, RegistryError, tell
 from canal.core.files import system_refusal
-from canal.report.board import script, style
+from canal.report.board import icon, script, style
 
 HOST = "127.0.0.1"
 _PATIENCE_S = 900
@@ -81,6 +81,7 @@ def application(root: Path | None, options: BoardOptions) -> Guard:
     names = {HOST, "localhost", "[::1]"}
     hosts = frozenset({*names, *(f"{name}:{options.port}" for name in names)})
     app = Starlette(routes=board.routes(), lifespan=board.lifespan, exception_handlers=board.refusals())
+    app.state.board = board
     return Guard(app, hosts)
 
 
@@ -131,6 +132,7 @@ class Board(Changes):
             *(Route(address, self._changes(deed), methods=["POST"]) for address, deed in change.items()),
             Route("/drop", self.receive, methods=["POST"]),
             Route("/static/board.css", _asset(style, "text/css"), methods=["GET"]),
+            Route("/static/board.svg", _asset(icon, "image/svg+xml"), methods=["GET"]),
             Route("/static/board.js", _asset(script, "text/javascript"), methods=["GET"]),
         ]
 

@@ -32,9 +32,9 @@ from canal.report.board import render
 
 PAGES = (
     ("/", "Versions"),
-    ("/compare", "Side by side"),
-    ("/data", "Data sets"),
-    ("/files", "Labelled files"),
+    ("/compare", "Compare"),
+    ("/data", "Data"),
+    ("/files", "Files"),
     ("/gate", "Gate"),
     ("/ledger", "Ledger"),
     ("/withdrawn", "Withdrawals"),

@@ -36,6 +36,15 @@ def style() -> str:
     return _read("page.css") + _read("board.css")
 
 
+def icon() -> str:
+    """Return the board's icon, an SVG."""
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M8 15V8M8 9C8 5 5 3 2 3c0 4 3 6 6 6'
+        'M8 7c0-3 2-5 6-5 0 4-3 6-6 6" fill="none" stroke="#00714f" stroke-width="1.6" '
+        'stroke-linejoin="round" stroke-linecap="round"/></svg>'
+    )
+
+
 def script() -> str:
     """Return the script: what waits looks again, and a file is sent with its progress shown."""
     return _read("board.js")
@@ -89,8 +98,11 @@ def trend(rows: Sequence[Document], colours: Mapping[str, str]) -> dict[str, Any
     step = (WIDTH - _LEFT - _RIGHT) / max(1, len(rows) - 1)
     xs = [_LEFT + step * place for place in range(len(rows))] if len(rows) > 1 else [WIDTH / 2] * len(rows)
 
+    lowest = min((value for row in rows for value in row["recall"].values()), default=0.0)
+    floor = int(4 * min(lowest, 0.99)) / 4  # what is drawn begins at a quarter: most types are near the top
+
     def y(share: float) -> float:
-        return _TOP + (1 - share) * (HEIGHT - _TOP - _BOTTOM)
+        return _TOP + (1 - share) / (1 - floor) * (HEIGHT - _TOP - _BOTTOM)
 
     names = dict.fromkeys(name for row in rows for name in row["recall"])
     lines = []
@@ -120,7 +132,9 @@ def trend(rows: Sequence[Document], colours: Mapping[str, str]) -> dict[str, Any
         "top": _TOP,
         "bottom": HEIGHT - _BOTTOM,
         "lines": lines,
-        "ticks": [{"y": round(y(tick / 100), 1), "text": f"{tick}"} for tick in _TICKS],
+        "ticks": [
+            {"y": round(y(tick / 100), 1), "text": f"{tick}"} for tick in _TICKS if tick >= 100 * floor
+        ],
         "versions": [
             {
                 "x": round(x, 1),
