@@ -319,12 +319,12 @@ def main() -> None:
         print(f"{path:<32} {one['first']:>7.3f} {one['median']:>7.3f} {one['max']:>7.3f}")
     one = found["crowd"]
     print(
-        f"{arguments.clients} readers beside a decision of {one['decision_s']:.1f} s (served: {one['served']}): "
-        f"{one['requests']} pages, median {one['median']:.3f}, 95 % within {one['p95']:.3f}, "
-        f"longest {one['max']:.3f} s, {one['wrong']} wrong"
+        f"{arguments.clients} readers beside a decision of {one['decision_s']:.1f} s "
+        f"(served: {one['served']}): {one['requests']} pages, median {one['median']:.3f}, "
+        f"95 % within {one['p95']:.3f}, longest {one['max']:.3f} s, {one['wrong']} wrong"
     )
     for which, of in found["drop"].items():
-        print(f"{arguments.cells:,} cells dropped, {which}: {of['s']:.1f} s ({of['cpu_s']:.1f} s of CPU)")
+        print(f"{arguments.cells:,} cells, {which}: {of['s']:.1f} s ({of['cpu_s']:.1f} s of CPU)")
     print(f"memory of the server: {found['memory_mb']:.0f} MB")
 
 

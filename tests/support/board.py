@@ -14,7 +14,7 @@ from canal.app.board import Board, BoardOptions, application
 
 TOKEN = "0123456789abcdef" * 2
 ADDRESS = "http://127.0.0.1:5002"
-_PATIENCE_S = 240
+_PATIENCE_S = 600
 
 
 class Visit:

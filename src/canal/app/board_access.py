@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -84,6 +85,7 @@ class Access:
     _secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     _people: dict[str, tuple[str, float]] = field(default_factory=dict)
     _failures: deque[float] = field(default_factory=deque)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def visitor(self, request: Request) -> Visitor:
         """Return who sends a request; one without a cookie of ours gets a new id."""
@@ -94,9 +96,7 @@ class Access:
 
     def _visitor(self, id_: str, is_new: bool = False) -> Visitor:
         name, until = self._people.get(id_, ("", 0.0))
-        if name and time.monotonic() > until:
-            self._people.pop(id_, None)
-            name = ""
+        name = name if time.monotonic() < until else ""
         csrf = hmac.new(self._secret, id_.encode(), sha256).hexdigest()
         return Visitor(id_, csrf, name, is_new)
 
@@ -112,27 +112,32 @@ class Access:
         """
         if self.token_file is None:
             raise RefusedError(403, "this board is for reading: it was started without --token-file")
+        with self._lock:
+            self._check_token(self.token_file, token)
+            name, now = plain_name(name, "your name"), time.monotonic()
+            for id_ in [one for one, (_, until) in self._people.items() if now > until]:
+                del self._people[id_]
+            if len(self._people) >= _MOST_SESSIONS:
+                self._people.pop(next(iter(self._people)))
+            id_ = secrets.token_hex(_ID_DIGITS // 2)
+            self._people[id_] = name, now + _LOGGED_IN_S
+        return self._visitor(id_, is_new=True)
+
+    def _check_token(self, path: Path, token: str) -> None:
+        """Raise unless it is the token, which is read anew each time: one that was changed holds at once."""
         now = time.monotonic()
         while self._failures and now - self._failures[0] > _WITHIN_S:
             self._failures.popleft()
         if len(self._failures) >= _TRIES:
             raise RefusedError(429, f"too many wrong tokens: try again in {_WITHIN_S:.0f} seconds")
-        # Read anew each time, so that a token that was changed holds at once.
-        if not hmac.compare_digest(token.encode(), read_token(self.token_file).encode()):
+        if not hmac.compare_digest(token.encode(), read_token(path).encode()):
             self._failures.append(now)
             raise RefusedError(403, "this is not the token of the file that the board was started with")
-        name = plain_name(name, "your name")
-        for id_ in [one for one, (_, until) in self._people.items() if now > until]:
-            del self._people[id_]
-        if len(self._people) >= _MOST_SESSIONS:
-            self._people.pop(next(iter(self._people)))
-        id_ = secrets.token_hex(_ID_DIGITS // 2)
-        self._people[id_] = name, now + _LOGGED_IN_S
-        return self._visitor(id_, is_new=True)
 
     def log_out(self, visitor: Visitor) -> None:
         """End a session."""
-        self._people.pop(visitor.id, None)
+        with self._lock:
+            self._people.pop(visitor.id, None)
 
     def require_csrf(self, visitor: Visitor, given: str) -> None:
         """Raise unless a form carries the secret of the visitor's own pages."""

@@ -145,6 +145,7 @@ class Changes:
             response = self.page(request, visitor, "login", {"error": str(error), "name": form["name"]})
             response.status_code = error.status if isinstance(error, RefusedError) else 400
             return response
+        self.drops.hand_over(visitor.id, known.id)
         self.access.log_out(visitor)
         return with_cookie(RedirectResponse("/", 303), known)
 

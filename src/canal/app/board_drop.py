@@ -179,6 +179,11 @@ class Drops:
         with self._lock:
             return [one for one in self._files.values() if one.job.owner == owner]
 
+    def hand_over(self, owner: str, to: str) -> None:
+        """Give the files of a visitor to the session that a login has given it."""
+        for file in self.mine(owner):
+            file.job.owner = to
+
     def forget(self, file: Dropped) -> None:
         """Remove a file and its labelled copy; one that is being labelled goes when that has ended."""
         if not file.job.over:

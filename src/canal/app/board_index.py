@@ -25,7 +25,7 @@ from canal.core.files import read_json
 from canal.registry.ledger.ledger import Entry
 from canal.registry.manifest.version_folder import read_key, read_record
 from canal.registry.promotion.moves import ledger_of
-from canal.registry.store.database import Version
+from canal.registry.store.database import LOGGED, Version, inside, local_path
 from canal.registry.store.store import Store
 
 Document = dict[str, Any]
@@ -131,6 +131,7 @@ class Index:
         self.records = Records(self.layout.annotations)
         self._config = Fresh(lambda: stamp(self.layout.params), lambda: load_config(self.layout.params))
         self._versions = Fresh(self._registry_stamp, self._read_versions)
+        self._folders = Fresh(self._registry_stamp, self._read_folders)
         self._entries = Fresh(lambda: stamp(self.layout.ledger), lambda: ledger_of(self.store).entries())
         self._rows = Fresh(lambda: (self._registry_stamp(), stamp(self.layout.ledger)), self._read_rows)
         self._files: OrderedDict[tuple[str, str], Any] = OrderedDict()
@@ -180,10 +181,21 @@ class Index:
 
     def folder(self, version: Version) -> Path | None:
         """Return the folder of a version's files; None where they are not on this disk."""
-        try:
-            return self.store.local_artifacts(version)
-        except CanalError:
-            return None
+        return self._folders().get(version.number)
+
+    def _read_folders(self) -> dict[int, Path]:
+        """Return the folders of the versions on this disk, by number, at one asking of the database."""
+        store, found = self.store, {}
+        database = store.database
+        locations = database.artifact_locations() if database else {}
+        for one in self.versions():
+            location = locations.get(one.source.removeprefix(LOGGED))
+            folder = None if location is None else local_path(location)
+            if folder is not None and not store.remote:
+                folder = inside(self.layout, folder)
+            if folder is not None and folder.is_dir():
+                found[one.number] = folder
+        return found
 
     def _of(self, version: Version, what: str, read: Callable[[Path], Item]) -> Item | None:
         """Return what is read of a version's folder, the first time that it is asked for."""

@@ -77,7 +77,8 @@ def found_version(index: Index, number: str) -> Version:
 def version_page(index: Index, number: str, mlflow: str | None) -> Document:
     """Return everything that is known of a version without loading it."""
     version = found_version(index, number)
-    row = row_of(index, version)
+    rows = {row["number"]: row for row in index.rows()}
+    row = rows[version.number]
     key, record, evaluation = index.key(version), index.record(version), index.evaluation(version)
     champion = index.holder(CHAMPION)
     files = [one for one in index.records.rows() if one["key"] == version.key]
@@ -102,8 +103,8 @@ def version_page(index: Index, number: str, mlflow: str | None) -> Document:
         ],
         "files": files[: -_NEWEST - 1 : -1],
         "n_files": len(files),
-        "chain": [row_of(index, one) for one in index.ancestors(version)],
-        "children": [one for one in index.rows() if version.number in one["parents"]],
+        "chain": [rows[one.number] for one in index.ancestors(version)],
+        "children": [one for one in rows.values() if version.number in one["parents"]],
         "other": other or next((one for one in parents if one is not None), None),
         "champion": champion,
         "mlflow": mlflow_address(mlflow, version),

@@ -39,9 +39,9 @@ def style() -> str:
 def icon() -> str:
     """Return the board's icon, an SVG."""
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M8 15V8M8 9C8 5 5 3 2 3c0 4 3 6 6 6'
-        'M8 7c0-3 2-5 6-5 0 4-3 6-6 6" fill="none" stroke="#00714f" stroke-width="1.6" '
-        'stroke-linejoin="round" stroke-linecap="round"/></svg>'
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="none" stroke="#00714f" '
+        'stroke-width="1.6" stroke-linejoin="round" stroke-linecap="round" '
+        'd="M8 15V8M8 9C8 5 5 3 2 3c0 4 3 6 6 6M8 7c0-3 2-5 6-5 0 4-3 6-6 6"/></svg>'
     )
 
 
