@@ -13,14 +13,16 @@ from canal.app.board_drop import MOST_FILES
 from tests.pipeline.conftest import copied
 from tests.support.board import TOKEN, Visit, words
 from tests.support.cells import make_adata, write_adata
+from tests.support.methods import N_GENES, learned_by, without_pictures
 
 pytestmark = pytest.mark.pipeline
 
 
 @pytest.fixture(scope="module")
-def board(learned, tmp_path_factory):
-    """Give a copy of the learned project, and a browser in which a person has logged in; made once."""
-    line = copied(learned[0], tmp_path_factory.mktemp("board") / "project")
+def board(tmp_path_factory):
+    """Give a copy of a project learned by sums, and a browser in which a person has logged in; made once."""
+    line = copied(learned_by("exact", tmp_path_factory), tmp_path_factory.mktemp("board") / "project")
+    line.edit(lambda document: document["policy"].update(min_accuracy=0.99))  # more than so few cells show
     token_file = tmp_path_factory.mktemp("token") / "token"
     token_file.write_text(TOKEN)
     visit = Visit(line.root, token_file)
@@ -50,13 +52,13 @@ def test_a_version_is_judged_refused_and_promoted_as_by_the_command(line, visit)
     assert "Rules of the policy" in page
     refused = words(visit.done(visit.post("/versions/1/promote", do="promote", why="too soon")))
     assert "was not promoted" in refused
-    assert "Override" in refused or "too few" in refused
+    assert "Override accuracy" in refused
     answer = visit.post("/versions/1/promote", do="promote", why="")
     assert (answer.status_code, "--why" in answer.text) == (409, True)
     wrong = words(visit.done(visit.post("/versions/1/promote", do="promote", why="x", override="no_rule")))
     assert "Refused" in wrong
     assert entries(line) == before
-    fields = {"why": "the <first>", "override": "*", "too_few": "a demonstration"}
+    fields = {"why": "the <first>", "override": "accuracy", "too_few": "a demonstration"}
     page = words(visit.done(visit.post("/versions/1/promote", do="promote", **fields)))
     assert "Version 1 serves" in page, page
     last = entries(line)[-1]
@@ -108,22 +110,32 @@ def test_a_page_is_written_once_and_stands_apart(line, visit):
     assert kept.stat().st_mtime_ns == written
 
 
-def test_cells_are_taken_out_once_the_plan_was_seen(line, visit):
+def test_cells_are_taken_out_once_the_plan_was_seen(line, visit, monkeypatch):
+    without_pictures(monkeypatch)
     before = entries(line)
     asked = {"batch": "", "cells": "no-such-cell", "why": "consent withdrawn"}
-    assert "Refused" in visit.done(visit.post("/data/second/unlearn", **asked))
-    assert visit.post("/data/second/unlearn", batch="", cells=" ", why="x").status_code == 400
-    cells = "\n".join(list(line.project().split("second")["cell_id"].str.partition(":")[2])[:3])
-    plan = visit.done(visit.post("/data/second/unlearn", batch="", cells=cells, why="consent withdrawn"))
+    assert "Refused" in visit.done(visit.post("/data/third/unlearn", **asked))
+    assert visit.post("/data/third/unlearn", batch="", cells=" ", why="x").status_code == 400
+    cells = "\n".join(list(line.project().split("third")["cell_id"].str.partition(":")[2])[:3])
+    plan = visit.done(visit.post("/data/third/unlearn", batch="", cells=cells, why="consent withdrawn"))
     assert "What would be made" in plan, words(plan)
-    assert "second" in words(plan)
+    assert "third" in words(plan)
     assert entries(line) == before
-    where = words(visit.done(visit.post("/data/second/touched", batch="b1")))
+    made = words(
+        visit.done(visit.post("/data/third/unlearn", cells=cells, why="consent withdrawn", do="unlearn"))
+    )
+    assert "Unlearned: third without 3 cells" in made
+    last = entries(line)[-1]
+    assert (last["kind"], last["who"], last["why"]) == ("register", "Ada Lovelace", "consent withdrawn")
+    gone = words(visit.get("/withdrawn"))
+    assert "4 third 3 holds the cells 3" in gone
+    assert "3 cells" in gone
+    where = words(visit.done(visit.post("/data/third/touched", batch="b1")))
     assert "learned" in where
 
 
 def test_a_file_is_labelled_shown_handed_back_and_forgotten(line, visit, tmp_path):
-    path = write_adata(make_adata({"B": 30, "T": 20}, seed=5), tmp_path / "new <b>.h5ad")
+    path = write_adata(make_adata({"B": 30, "T": 20}, N_GENES, seed=5), tmp_path / "new <b>.h5ad")
     n = len(read_log(line.root / "annotations.jsonl").records)
     answer = visit.drop(path)
     page = visit.done(answer)
@@ -159,7 +171,7 @@ def left(visit):
 def test_what_is_no_h5ad_file_or_too_large_is_refused_and_leaves_nothing(line, visit, tmp_path):
     (tmp_path / "text.h5ad").write_text("not HDF5 at all")
     (tmp_path / "empty.h5ad").touch()
-    torn = write_adata(make_adata({"B": 6}, seed=5), tmp_path / "torn.h5ad")
+    torn = write_adata(make_adata({"B": 6}, N_GENES, seed=5), tmp_path / "torn.h5ad")
     torn.write_bytes(torn.read_bytes()[:3000])
     assert "no h5ad" in visit.drop(tmp_path / "text.h5ad").text
     assert visit.drop(tmp_path / "empty.h5ad").status_code == 415
@@ -178,7 +190,7 @@ def test_what_is_no_h5ad_file_or_too_large_is_refused_and_leaves_nothing(line, v
 
 
 def test_a_file_waits_half_an_hour_and_few_wait_at_once(line, visit, tmp_path):
-    path = write_adata(make_adata({"B": 12, "T": 10}, seed=6), tmp_path / "few.h5ad")
+    path = write_adata(make_adata({"B": 12, "T": 10}, N_GENES, seed=6), tmp_path / "few.h5ad")
     answers = [visit.drop(path) for _ in range(MOST_FILES)]
     assert visit.drop(path).status_code == 503
     for one in answers:
@@ -190,7 +202,7 @@ def test_a_file_waits_half_an_hour_and_few_wait_at_once(line, visit, tmp_path):
 
 
 def test_a_kept_file_has_a_sheet_whose_groups_are_named(line, visit, tmp_path):
-    path = write_adata(make_adata({"B": 20, "Strange": 60}, seed=7), tmp_path / "strange.h5ad")
+    path = write_adata(make_adata({"B": 20, "Strange": 60}, N_GENES, seed=7), tmp_path / "strange.h5ad")
     answer = visit.drop(path)
     page = visit.done(answer)
     assert "fit no known type" in page, words(page)
