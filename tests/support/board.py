@@ -60,7 +60,7 @@ class Visit:
             page = self.get(answer.headers["location"])
             if "data-reload" not in page:
                 return page
-            time.sleep(0.05)
+            time.sleep(0.25)  # a page takes as long as a step of what it waits for
         raise AssertionError(f"never done: {words(page)}")
 
     def drop(self, path: Path, name: str | None = None, model: str = "") -> Any:

@@ -53,7 +53,8 @@ _PLACES = ("X_umap", "X_tsne")
 _DOTS, _LAID_OUT, _FEWEST = 3000, 800, 5
 """Cells of a map: with places in the file, without (t-SNE takes seconds), and the fewest that make one."""
 _ITERATIONS = 500
-_LONGEST_NAME = 100
+_LONGEST_NAME = 180
+"""Bytes of a file's name; disks take 255, and the labelled copy's is longer."""
 
 
 @dataclass
@@ -288,7 +289,8 @@ def checked_name(given: str) -> str:
         raise RefusedError(
             415, "the board labels h5ad files; `canal annotate` reads zarr, 10x, loom and tables"
         )
-    return f"{name[:-5][:_LONGEST_NAME].strip(' .') or 'cells'}.h5ad"
+    stem = name[:-5].encode()[:_LONGEST_NAME].decode(errors="ignore").strip(" .")
+    return f"{stem or 'cells'}.h5ad"
 
 
 def places_key(path: Path) -> str | None:
