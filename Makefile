@@ -149,7 +149,7 @@ coverage:  ## lines of src/canal that the suite runs; fails below the floor in p
 	@tools/setup.sh test
 	@COVERAGE_CORE=$$(python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') pytest --cov
 
-docs:  ## the documentation as a site in site/, which works from a disk: open site/index.html
+docs:  ## the documentation as a site in site/, which works from a disk: open site/index.html (installs what tests need, too)
 	@tools/setup.sh test
 	@python tools/reference_pages.py --check
 	@NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict

@@ -13,6 +13,7 @@ from canal.report.collect import write_scores
 
 def measure(project: Project, logged: StepRun) -> None:
     """Evaluate the stage named by --stage and log its metrics and figures."""
+    from canal.app.cell_layout import lay_out
     from canal.app.learning import evaluate_stage
     from canal.continual.evaluation import write_evaluation
     from canal.report.collect import draw_figures
@@ -32,6 +33,7 @@ def measure(project: Project, logged: StepRun) -> None:
     logged.artifacts(layout.scores(stage), "scores")  # README.md, the model card, among them
     logged.artifacts(figures, "figures")
     row = (f"{name} {value:.3f}" for name, value in document["row"].items() if value is not None)
+    lay_out(project, stage)
     tell(f"{stage}: accuracy on test cells of {', '.join(row)}")
 
 

@@ -11,6 +11,7 @@ import pytest
 import canal
 import canal.app.models
 from canal.annotation.options import Options
+from canal.core.errors import in_python
 from tests.support.cells import make_adata, make_document
 from tests.support.models import make_annotator
 
@@ -75,6 +76,30 @@ def test_a_table_whose_cells_have_no_names_of_their_own_is_refused(served, names
     table.index = pd.Index(names, dtype=object)
     with pytest.raises(canal.CanalError, match=message):
         canal.annotate(table, root=served)
+
+
+@pytest.mark.parametrize(
+    ("command", "python"),
+    [
+        ("var has no column 'x': name it with --gene-column", "name it with gene_column"),
+        ("name the units with --values counts", "name the units with values='counts'"),
+        ("give --species mouse --orthologs FILE, a table", "give species='mouse' orthologs=FILE, a table"),
+        ("(canal stage add: --map CSV)", "(label_map=CSV)"),
+        ("`canal stage add NAME --label X` learns it", "`canal stage add NAME --label X` learns it"),
+        ("three -- or four -- cells", "three -- or four -- cells"),
+    ],
+)
+def test_a_refusal_in_python_speaks_of_arguments(command, python):
+    assert python in in_python(command)
+
+
+def test_every_public_function_speaks_of_arguments(served):
+    cells = make_adata({"B": 3}, n_genes=120)
+    with pytest.raises(canal.CanalError) as refused:
+        canal.annotate(cells, root=served, options=Options(vote="nothing"))
+    assert "obs has no column 'nothing' (vote); it has 'cell_type', 'batch'; vote='louvain' computes" in str(
+        refused.value
+    )
 
 
 def test_what_is_not_there_is_named():

@@ -40,6 +40,7 @@ COMMANDS = [
     ("impact",),
     ("diff",),
     ("who",),
+    ("watch",),
     ("stage", "add"),
     ("stage", "map"),
     ("stage", "relearn"),
@@ -144,6 +145,13 @@ def test_examples_stand_on_lines_of_their_own_in_80_columns(command):
     shown = "\n".join(line.rstrip() for line in said.partition("Examples:")[2].strip().splitlines())
     lines = re.sub(r" \\\n +", " ", shown).splitlines()
     assert [line.strip() for line in lines] == shown_examples(command_named(*command).epilog)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_paragraph_of_help_flows_to_the_width_of_the_terminal(command):
+    """Lines of 110 columns broke at 80 and again where the source ends them."""
+    paragraphs = command_named(*command).help.split("\n\n")
+    assert [one for one in paragraphs if "\n" in one] == []
 
 
 def test_commands_stand_in_panels_each_on_one_line():

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from canal.app import planning, upgrading
+from canal.app import at_work, planning, upgrading
 from canal.app.creating import (
     USED,
     FirstStage,
@@ -205,7 +205,7 @@ def test_a_dry_run_writes_nothing(tmp_path, with_file):
 def test_an_empty_folder_is_filled_and_any_other_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     assert create(tmp_path / "empty", Wish()).problem is None
-    with pytest.raises(ConfigError, match="exists and is not empty"):
+    with pytest.raises(ConfigError, match="is a project already"):
         create(tmp_path / "empty", Wish())
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="exists and is not empty"):
@@ -217,6 +217,32 @@ def test_an_empty_folder_is_filled_and_any_other_is_refused(tmp_path):
             create(tmp_path / name, Wish())
 
 
+def test_a_project_can_be_made_in_the_working_folder(tmp_path, monkeypatch):
+    """`mkdir atlas; cd atlas; canal init .` left the shell in a folder that was gone, and a traceback."""
+    here = tmp_path / "atlas"
+    here.mkdir(mode=0o750)
+    monkeypatch.chdir(here)
+    inode, mode = here.stat().st_ino, here.stat().st_mode
+    done = CliRunner().invoke(app, ["init", ".", "--demo"])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    assert (here.stat().st_ino, here.stat().st_mode) == (inode, mode)
+    assert Path("params.yaml").is_file()
+    assert subprocess.run(["git", "status", "--short"], capture_output=True, check=True).stdout == b""
+    assert [one.name for one in tmp_path.iterdir()] == ["atlas"]
+
+
+def test_a_lineage_of_mouse_genes_is_begun_by_an_option(tmp_path):
+    canal("init", tmp_path / "lineage", "--species", "mouse")
+    assert load_config(tmp_path / "lineage" / "params.yaml").gate.species == "mouse"
+    assert "gate: {species: mouse}" in (tmp_path / "lineage" / "params.yaml").read_text()
+
+
+def test_a_folder_that_is_a_project_is_refused_before_the_file_is_read(tmp_path, made):
+    said = canal("init", made, "--first", tmp_path / "no.h5ad", "--values", "counts", expect=1)
+    assert "is a project already: `canal stage add NAME" in said
+    assert "the gate judges" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -224,8 +250,10 @@ def test_an_empty_folder_is_filled_and_any_other_is_refused(tmp_path):
         (("--map", "x.csv", "--values", "counts"), "--map, --values: of which file"),
         (("--min-genes", "0"), "--min-genes: of which file"),
         (("--first", "no.h5ad"), "--values, the units of no.h5ad, is missing"),
-        (("--first", "no.h5ad", "--values", "counts"), "no.h5ad not found"),
+        (("--first", "no.h5ad", "--values", "counts"), "no.h5ad: no such file; give"),
         (("--first", "no.h5ad", "--values", "counts", "--demo"), "give one of the two"),
+        (("--demo", "--method", "exact"), "leave one of --method and --demo out"),
+        (("--demo", "--species", "mouse"), "leave one of --species and --demo out"),
     ],
 )
 def test_words_that_do_not_fit_are_refused_before_anything_is_made(tmp_path, words, message):
@@ -277,7 +305,7 @@ def test_a_status_beside_a_run_says_so_and_asks_for_nothing_that_the_run_does(pr
     assert "asks for what is not learned: backbone" in before
     assert "git commit" in before
     assert not (project / ".canal" / "locks" / "run.lock").exists()  # looking makes no file
-    with planning.run_lock(project, patience_s=0):
+    with at_work.run_lock(project, patience_s=0):
         said = canal("status", "--root", project)
         document = json.loads(canal("status", "--json", "--root", project))
     assert "at work in this folder" in said

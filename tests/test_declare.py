@@ -19,7 +19,7 @@ def test_a_file_inside_the_project_is_named_relative_to_it(tmp_path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(SourceError, match="not found; give the path of an h5ad file"):
+    with pytest.raises(SourceError, match="no such file; give the path of an h5ad file"):
         declare(tmp_path / "x.h5ad", {}, None, tmp_path)
 
 

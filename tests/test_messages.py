@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from canal.core.errors import LONGEST, CanalError, DataError, did_you_mean, visible
+from canal.app import shelf
+from canal.core.errors import LONGEST, CanalError, DataError, did_you_mean, no_such_file, there_are, visible
+from canal.io.arrays import listed
 
 ROOT = Path(__file__).parents[1]
 SPEAK = """
@@ -95,15 +97,41 @@ def test_a_refused_name_is_answered_with_the_one_that_is_close(wanted, names, me
 
 
 def test_every_refusal_that_lists_the_names_there_are_suggests_the_close_one():
-    """By `did_you_mean`, near by: a new refusal of a name is not forgotten."""
+    """By `there_are`, which ends it, or `did_you_mean` near by: a new refusal of a name is not forgotten."""
     listing = re.compile(r"no (stage|source|version|model|stream|schema|role|rule|matrix|column|option)s? \{")
+    names = ("there are {", "it has {", "there_are(", "{has}")
+    ending = ("did_you_mean(", "there_are(")
     lacking, suggesting = [], 0
     for path in sorted((ROOT / "src" / "canal").rglob("*.py")):
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines):
             near = "\n".join(lines[max(0, number - 4) : number + 5])
-            if listing.search(line) and ("there are {" in near or "it has {" in near):
-                suggesting += "did_you_mean" in near
-                lacking += [] if "did_you_mean" in near else [f"{path.name}:{number + 1}: {line.strip()}"]
+            if listing.search(line) and any(one in near for one in names):
+                ends = any(one in near for one in ending)
+                suggesting += ends
+                lacking += [] if ends else [f"{path.name}:{number + 1}: {line.strip()}"]
     assert lacking == []
-    assert suggesting > 15
+    assert suggesting > 25
+
+
+def test_refusals_of_a_name_end_alike():
+    assert there_are("bloud", ["blood", "lung"]) == "; there are blood, lung; did you mean 'blood'?"
+    assert there_are("x", []) == "; there are none"
+    assert there_are("cell", ["a b"], "it has", listed) == "; it has 'a b'"
+
+
+def test_a_file_that_is_not_there_is_named_with_a_way_out(tmp_path):
+    (tmp_path / "blood.zip").touch()
+    near = no_such_file(tmp_path / "bloud.zip", "`canal export` writes one")
+    assert near.endswith("bloud.zip: no such file; `canal export` writes one; did you mean 'blood.zip'?")
+    other = no_such_file(tmp_path / "labb" / "deep" / "blood.zip")
+    assert other.endswith(f"no such file, for there is no folder {tmp_path / 'labb'}")
+
+
+def test_a_model_that_is_not_there_is_named_with_a_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("CANAL_MODELS", str(tmp_path / "shelf"))
+    for refused in (shelf.show_model, shelf.add_model):
+        with pytest.raises(CanalError, match=r"no such file; .*`canal export`"):
+            refused(str(tmp_path / "nothing.zip"))
+    with pytest.raises(CanalError, match=r"shelf, which holds none yet: `canal models add FILE\.zip`"):
+        shelf.shelved("nothing")

@@ -1,15 +1,19 @@
 """`make run` around DVC: what is refused before it, what is said after it."""
 
 import json
+import os
 import re
+import signal
 import subprocess
+import sys
 
 import pytest
 from ruamel.yaml import YAML
 
 from canal.app import running
+from canal.app.at_work import note_run, run_lock
 from canal.app.creating import complete_project
-from canal.app.planning import dvc_steps, run_lock
+from canal.app.planning import dvc_steps
 from canal.core.errors import ConfigError
 from canal.runtime.startup import run_script
 from tests.support.cells import make_document
@@ -92,6 +96,34 @@ def test_a_second_run_in_a_folder_is_refused_in_one_line(tmp_path, monkeypatch, 
     assert [one for one in said if not one.startswith("starting DVC ...")] == [
         "canal: another `canal run` is at work in this folder: wait for it, or end it"
     ]
+    with run_lock(tmp_path, 0):
+        note_run(tmp_path, os.getpid())
+        with pytest.raises(ConfigError, match=rf"at work in this folder \(process {os.getpid()}, since 20"):
+            dvc_steps(tmp_path)
+        assert running.main() == 1
+    said = capfd.readouterr().err
+    assert re.search(rf"process {os.getpid()}, since 20.* wait for it, or end it with `kill -INT", said)
+
+
+def test_a_run_that_is_interrupted_alone_ends_what_it_has_started(tmp_path):
+    """`kill -INT` reaches one process, Ctrl-C all of a terminal; DVC leaves Ctrl-C to the step, its child."""
+    (tmp_path / "patient.py").write_text(
+        "import signal, subprocess, sys\n"
+        "signal.signal(signal.SIGINT, lambda *_: None)\n"
+        "step = 'import time; print(1, flush=True); time.sleep(60)'\n"
+        "subprocess.run([sys.executable, '-c', step], check=False)\n"
+    )
+    code = "from canal.app.running import run_module; run_module('working', 'patient')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "1\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode
+    assert said.rstrip().endswith("KeyboardInterrupt")
 
 
 def test_a_script_that_ctrl_c_ends_leaves_no_traceback(tmp_path, capfd, monkeypatch):

@@ -41,6 +41,14 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
+def test_no_link_is_called_by_the_name_of_a_file():
+    """Its words say what is there: on the site nobody sees files."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    named = re.compile(r"\[`?[\w/.-]+\.(?:md|html)`?\]\([^)]*\)")
+    found = {page.name: named.findall(page.read_text(encoding="utf-8")) for page in pages}
+    assert {name: links for name, links in found.items() if links} == {}
+
+
 def test_no_page_asks_another_host_for_anything(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 30

@@ -247,7 +247,8 @@ def test_a_csv_file_needs_the_log_that_names_it(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         DataError,
-        match="the annotation record of a CSV file is in annotations.jsonl.*name the project with --root",
+        match=r"its annotations\.jsonl does: name the project with --root\. If a model's file .*no record "
+        r"was kept: label again with -o labels\.parquet",
     ):
         who(tmp_path / "elsewhere.csv")
 

@@ -38,7 +38,7 @@ _COMMANDS = """\
 
 Every command of canal, written from its own help by `make reference`. Exit codes: 0 done, 1 refused
 (one message says why), 2 wrong arguments. What is written to the terminal beside a result goes to
-the error stream, so `--json` can be piped. [reference.md](../reference.md) has what
+the error stream, so `--json` can be piped. [Reference](../reference.md) has what
 `canal annotate` writes, the `make` commands and the environment variables.
 """
 _PARAMS = """\
@@ -50,7 +50,7 @@ default but those of sources and stages. DVC compares whole sections, so those t
 must be there, if only as `{}`: `canal init` writes all of them, and `canal run` adds what an older
 file lacks. Once a stage is learned, a key that decided what it learned is not changed behind its
 back: the run is refused and says what differs
-([concepts.md](../concepts.md#the-past-is-not-retrained)).
+([The past is not retrained](../concepts.md#the-past-is-not-retrained)).
 """
 
 
@@ -292,10 +292,16 @@ def _cell(told: str) -> str:
     return _escaped(" ".join(told.split())).replace("|", "\\|")
 
 
+def _link(named: re.Match[str]) -> str:
+    """Return a link to a page, by the page's own title."""
+    first = (PAGES.parent / named[1]).read_text(encoding="utf-8").partition("\n")[0]
+    return f"[{first.removeprefix('# ')}](../{named[1]})"
+
+
 def _escaped(told: str) -> str:
     """Return a text as Markdown: no tags of rich, one backtick for code, no HTML outside of it."""
     told = _TAGS.sub("", told).replace("``", "`")
-    told = re.sub(r"(?:canal's )?\bdocs/(\w+\.md)", r"[\1](../\1)", told)
+    told = re.sub(r"(?:canal's )?\bdocs/(\w+\.md)", _link, told)
     parts = told.split("`")
     parts[::2] = [re.sub(r"([<*_])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)

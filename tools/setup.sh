@@ -81,7 +81,11 @@ install() {
 }
 
 extra="[compression,parquet,serve]"  # serve includes project
-case "$want" in test | browser) extra="[$want]" ;; esac
+case "$want" in
+  test | browser)
+    extra="[$want]"
+    echo "setup: tests, make lint and make docs need the extra $want: test tools, and what draws the site" ;;
+esac
 echo "setup: installing canal-cells$extra and its pinned dependencies (2-4 minutes on a new machine)"
 if [ -n "${TORCH_INDEX:-}" ]; then
   install --index-url "$TORCH_INDEX" torch==2.13.0

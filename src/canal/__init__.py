@@ -3,10 +3,13 @@
 What stands in ``__all__`` is public (CONTRIBUTING.md says for how long); modules below may change.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from canal.core import __version__
+from canal.core.errors import arguments_named
 from canal.core.packages import named_packages
 
 if TYPE_CHECKING:
@@ -45,4 +48,11 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'canal' has no attribute {name!r}")
     value = getattr(import_module(_MODULES[name]), name)
-    return value if isinstance(value, type) else named_packages(f"canal.{name}")(value)
+    return value if isinstance(value, type) else _public(f"canal.{name}")(value)
+
+
+@contextmanager
+def _public(name: str) -> Iterator[None]:
+    """Name the extra of a missing package, and in refusals arguments instead of a command's options."""
+    with named_packages(name), arguments_named():
+        yield

@@ -239,7 +239,7 @@ def test_mice_of_whom_canals_own_table_knows_nothing_need_another_one(annotator,
 def test_mice_of_equal_spelling_are_no_humans(annotator, adata):
     """Cd3e is not CD3E: only --species human says so; else they are told to be a mouse's."""
     titled = named(adata, [name.title() for name in PANEL])
-    with pytest.warns(UserWarning, match="mouse genes were read.*--species human"):
+    with pytest.warns(UserWarning, match="mouse genes were read.*species='human'"):
         annotate_adata(annotator, titled)
     found = annotate_adata(annotator, titled, Options(naming=Naming(species="human")))
     pd.testing.assert_frame_equal(found, annotate_adata(annotator, adata))

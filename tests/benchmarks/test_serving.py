@@ -28,6 +28,7 @@ def annotator():
     return model.with_novelty(NoveltyRule(0.8, -3.0, 0.0, float(np.quantile(scores, 0.7))))
 
 
+@pytest.mark.chaos
 def test_a_served_champion_answers_right_under_load_and_stays_as_large(annotator, tmp_path):
     champion_of(tmp_path, annotator)
     right, wrong = right_questions(annotator, (1, 40, 500)), wrong_questions(annotator, megabytes=2)

@@ -49,7 +49,7 @@ def test_what_is_no_list_of_genes_is_refused(tmp_path, name, text, message):
 
 
 def test_bytes_and_missing_files_are_refused(tmp_path):
-    with pytest.raises(DataError, match="not found; give a file"):
+    with pytest.raises(DataError, match="no such file; give a file"):
         read_gene_list(tmp_path / "g.txt")
     (tmp_path / "g.txt").write_bytes(b"\xff\xfe\x00A")
     with pytest.raises(DataError, match="no text of gene symbols"):

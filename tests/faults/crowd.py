@@ -182,7 +182,7 @@ def _require_one_history(clones: list[Path], env: dict[str, str]) -> None:
 
 
 def _empty(path: Path) -> Path:
-    from canal.registry.store.database import ensure_database
+    from canal.registry.store.new_database import ensure_database
 
     if pid := os.fork():  # the parent of workers opens no store
         assert os.waitpid(pid, 0)[1] == 0

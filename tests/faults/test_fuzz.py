@@ -37,6 +37,7 @@ def found(tmp_path_factory):
     return [Trial(*one) for one in json.loads(done.stdout.splitlines()[-1])]
 
 
+@pytest.mark.chaos
 @pytest.mark.xdist_group("fuzz")
 def test_mutated_inputs_are_answered_rightly_or_refused(found):
     mutated = [one for one in found if one.number < 100]
@@ -46,6 +47,7 @@ def test_mutated_inputs_are_answered_rightly_or_refused(found):
     assert min(outcomes.count("answered"), outcomes.count("refused")) >= 10, outcomes
 
 
+@pytest.mark.chaos
 @pytest.mark.xdist_group("fuzz")
 def test_valid_inputs_are_answered(found):
     """Else the campaign would see nothing but refusals."""

@@ -290,6 +290,7 @@ def test_a_kill_is_told_by_the_audit_and_finished_by_the_same_command(line, unle
     assert not (line.root / ".canal" / "erasing").exists()
 
 
+@pytest.mark.chaos
 def test_kill_9_while_files_go_is_finished_by_the_same_command(line, unlearned):
     token, ledger = planned(line).token, line.root / "ledger.jsonl"
     command = ["erase", "second", "--batch", "b1", *WHY, "--confirm", token]

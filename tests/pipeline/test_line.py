@@ -281,3 +281,13 @@ def test_mlflow_run_by_hand_restores_what_is_registered(line):
         "--experiment-name", "canal",
     )  # fmt: skip
     assert file_digest(line.root / "models" / "second" / "key.json") == digest
+
+
+def test_what_an_interrupted_run_has_learned_is_told_from_what_is_left(line):
+    """Every stage was said to be "to learn": of a long run nobody knew what a second one would repeat."""
+    for name in ("mlflow.db", "ledger.jsonl"):
+        (line.root / name).unlink()
+    shutil.rmtree(line.root / "metrics" / "second")
+    said = " ".join(line.canal("status").split())
+    assert "learned, to be registered: backbone, first; to learn: second" in said
+    assert "learned by a run that was interrupted, and not registered: backbone, first" in said

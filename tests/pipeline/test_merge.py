@@ -120,6 +120,9 @@ def test_two_parents_stand_everywhere(line, bundles, sites, tmp_path):
     assert "merged from canal-annotator 2" in tree
     line.canal("lineage", "3", "--html", str(tmp_path / "page.html"))
     assert "merged from" in (tmp_path / "page.html").read_text()
+    line.canal("report", "3", "-o", str(tmp_path / "report"))
+    card = (tmp_path / "report" / "README.md").read_text()
+    assert "- second: merged from another lineage" in card
     impact = json.loads(line.canal("impact", "second", "--json"))
     assert {(one["version"], one["grade"]) for one in impact["versions"]} >= {(2, "learned"), (3, "learned")}
     shown = json.loads(line.canal("show", "3", "--json"))

@@ -28,7 +28,7 @@ FILE = "raw/second.h5ad"
 FORM = ("--values", "counts", "--batch", "batch", "--min-genes", "1")
 COMMANDS = (
     ("versions",), ("show", "2"), ("plan",), ("registry sync",),
-    ("compare", "candidate"), ("annotate", FILE, "-o", "labelled.h5ad"), ("who", "labelled.h5ad"),
+    ("compare", "candidate"), ("annotate", FILE, "-o", "labelled.h5ad"), ("who", "labelled.h5ad"), ("watch",),
     ("novel", "labelled.h5ad"), ("explain", "labelled.h5ad", "--cells", "5"), ("markers", "2"),
     ("validate", FILE, "--stage", "second"), ("stage map", "raw/third.h5ad", *FORM),
     ("stage add", "third", "--file", "raw/third.h5ad", *FORM, "--dry-run"), ("stage relearn", "second"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from shutil import rmtree
 from typing import Any
 from zipfile import ZipFile
 
@@ -14,7 +15,8 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 from vl_convert import vegalite_to_vega
 
-from canal.app.cell_layout import CellMap
+from canal.app import cell_layout
+from canal.app.cell_layout import CellMap, lay_out
 from canal.app.models import LoadedModels
 from canal.app.promoting import Decision, judge_version, promote
 from canal.app.reviewing import TRAINING, Sides, review, sides, write_decision, write_pages
@@ -178,7 +180,7 @@ def test_a_page_says_what_would_have_to_change(project, tmp_path):
     document["rulings"] = [failed, {**failed, "rule": "audit", "passed": True}]
     text = write_version_page(document, mapped, "", tmp_path / "page.html").read_text()
     assert promotable(document) == "It may not be promoted: 1 of 2 rules of the policy hold, 1 fails."
-    assert "accuracy: 0.100, asked for &gt;= 0.700 (of 40 cells)" in text
+    assert "accuracy: 10.0 %, asked for &gt;= 70.0 % (of 40 cells)" in text
 
 
 def test_promotion_writes_the_page_of_what_it_decided(line):
@@ -212,7 +214,18 @@ def test_cells_are_answered_and_laid_out_once(project, monkeypatch):
     version = project.store.version("2")
     loaded, folder = LoadedModels(project), project.store.artifacts(version)
     assert not CellMap.is_laid_out(project, version)
+    lay_out(project, "second")  # as the step that evaluates does, of more cells
+    assert not CellMap.is_laid_out(project, version)
+    monkeypatch.setattr(cell_layout, "_WORTH", 1)
+    lay_out(project, "second")
+    assert CellMap.is_laid_out(project, version)
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedModels, "of", lambda *_: pytest.fail("the model is asked again"))
+        kept = CellMap(loaded, version, folder).document(None)
+    rmtree(project.layout.layouts)
+    assert not CellMap.is_laid_out(project, version)
     first = CellMap(loaded, version, folder).document(None)
+    assert first == kept
     assert CellMap.is_laid_out(project, version)
     made = sorted(project.layout.layouts.iterdir(), key=lambda one: one.suffix)
     assert [one.suffix for one in made] == [".npy", ".npz"]

@@ -225,6 +225,24 @@ def test_a_port_that_is_taken_is_told(line):
         )
 
 
+def test_a_worker_that_cannot_load_the_model_is_not_tried_for_ever(line, tmp_path):
+    """The supervisor restarted it twice a second, and said nothing but that a child had died."""
+    broken = "import sys\nif 'spawn_main' in str(sys.orig_argv):\n    sys.modules['mlflow.pyfunc'] = None\n"
+    (tmp_path / "sitecustomize.py").write_text(broken)
+    env = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "canal.cli", "serve", "--port", port],
+        cwd=line.root, env=env | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "is not served: 3 workers ended before they had loaded it (ModuleNotFoundError: " in last
+
+
 def test_a_version_that_cannot_be_proven_is_not_served(line):
     for path in line.root.glob("mlartifacts/models/*/artifacts/model/labels.json"):
         path.write_text(path.read_text() + " ")

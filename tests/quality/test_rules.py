@@ -235,6 +235,14 @@ def mouse_genes(case):
     return "another species"
 
 
+@breaks("symbols_known")
+def another_species_in_capitals(case):
+    """As yeast's common names, a fly's or a fish's are where somebody wrote them in capitals."""
+    case.adata = make_adata(TYPES, n_genes=1200, seed=1)
+    case.earlier, case.panel = {}, []
+    return "these look like genes of another species, spelt alike: canal learns human and mouse genes"
+
+
 @breaks("panel_covered")
 def few_panel_genes(case):
     case.adata = renamed(case.adata, {name: f"OTHER-{name}" for name in PANEL[:40]})

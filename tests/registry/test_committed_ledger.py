@@ -53,6 +53,25 @@ def verify(root, *arguments):
     return CliRunner().invoke(app, ["ledger", "--verify", *arguments, "--root", str(root)])
 
 
+def counted(root):
+    log = AuditLog()
+    check_committed(GitFile(root / NAME), (root / NAME).read_bytes(), log)
+    return log.counts["commits that changed the ledger"]
+
+
+def test_commits_of_the_ledger_are_those_that_changed_it(root):
+    """All merges were counted: in a clone of canal's source a hundred, of a ledger of five entries."""
+    before = counted(root)
+    assert before == len(BOOK)
+    git(root, "checkout", "-q", "-b", "side")
+    (root / "notes.txt").write_text("x")
+    git(root, "add", "notes.txt")
+    git(root, "commit", "-qm", "Side")
+    git(root, "checkout", "-q", "-")
+    git(root, "merge", "-q", "--no-ff", "--no-edit", "side")
+    assert counted(root) == before
+
+
 # --- what was rewritten and committed
 
 

@@ -10,8 +10,9 @@ from contextlib import closing
 
 import pytest
 
-from canal.registry.store import database
-from canal.registry.store.database import SCHEMA, Database, ensure_database
+from canal.registry.store import new_database
+from canal.registry.store.database import SCHEMA, Database
+from canal.registry.store.new_database import ensure_database
 from tests.support.warm import REPOSITORY, warmly
 
 MLFLOW = """
@@ -25,7 +26,7 @@ CANAL = """
 import sys
 from pathlib import Path
 import sqlalchemy, alembic.command, mlflow.store.db.utils
-from canal.registry.store.database import ensure_database
+from canal.registry.store.new_database import ensure_database
 print("ready", flush=True)
 sys.stdin.readline()
 ensure_database(Path(sys.argv[1]))
@@ -82,6 +83,7 @@ def left(half_made, tmp_path):
     return path
 
 
+@pytest.mark.chaos
 def test_a_kill_at_any_moment_leaves_no_database_or_a_whole_one(tmp_path):
     path, moments = tmp_path / "mlflow.db", random.Random(7)
     for _ in range(3):
@@ -149,7 +151,7 @@ def test_an_empty_file_is_made_a_database(tmp_path):
 
 
 def test_what_still_changes_is_waited_for(left, monkeypatch):
-    monkeypatch.setattr(database, "_STILL_S", 1.0)
+    monkeypatch.setattr(new_database, "_STILL_S", 1.0)
     os.utime(left)
     began = time.monotonic()
     ensure_database(left)

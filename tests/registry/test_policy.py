@@ -4,10 +4,11 @@ import copy
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binom
 
 from canal.config.decisions import Policy
 from canal.core.errors import PolicyError
+from canal.registry.ledger.rulings import in_percent
 from canal.registry.promotion.comparing import (
     Comparison,
     Sampling,
@@ -110,7 +111,7 @@ def test_accuracies_are_judged_at_the_lower_end_of_their_interval():
         rulings = {one.rule: one for one in judge(Policy(), changed(per_stage=stage, row={"second": 0.74}))}
         assert rulings["accuracy"].passed == passed
         assert rulings["accuracy"].value == "0.740"
-        assert "judged at the lower end of [0." in rulings["accuracy"].note
+        assert "judged at the lower end of [" in rulings["accuracy"].note
     few_of_a_type = measured(200, {"B": (197, 1.0), "T": (3, 0.0)})
     unsure = judge(Policy(), changed(per_stage={"second": few_of_a_type}))
     assert [one.rule for one in blocking_rulings(unsure)] == ["balanced_accuracy"]
@@ -132,9 +133,9 @@ def test_the_power_of_test_cells_is_that_of_mcnemars_exact_test(n, gained):
     share = gained / n
     shares = [0.05 + share, share, 0.95 - 2 * share]
     drawn = np.random.default_rng(0).multinomial(n, shares, size=3000)
-    different = {(int(lost), int(won)) for lost, won, _ in drawn}
-    p = {pair: binomtest(pair[0], sum(pair)).pvalue if sum(pair) else 1.0 for pair in different}
-    found = [lost > won and p[int(lost), int(won)] <= 0.05 for lost, won, _ in drawn]
+    lost, won, _ = drawn.T
+    p = np.minimum(1, 2 * binom.cdf(np.minimum(lost, won), lost + won, 0.5))  # both tails, which are alike
+    found = (lost > won) & (p <= 0.05)
     assert power_of(n, gained, 0.05, 0.95) == pytest.approx(np.mean(found), abs=0.03)
 
 
@@ -215,7 +216,18 @@ def test_retention_judges_the_interval_not_the_mean():
         if one.rule == "retention:first"
     )
     assert not ruling.passed
-    assert "change -0.080 [-0.1" in ruling.note
+    assert "change -8.0 [-1" in ruling.note
+
+
+def test_people_read_shares_in_percent_and_the_ledger_keeps_them():
+    rulings = {one.rule: one.to_json() for one in judge(Policy(), evidence(comparison=comparison(lost=16)))}
+    share = rulings["accuracy"]["value"]
+    assert float(share) <= 1
+    assert in_percent(rulings["accuracy"]) == (f"{100 * float(share):.1f} %", ">= 70.0 %")
+    assert in_percent(rulings["retention:first"])[1] == "loses <= 10.0 points"
+    assert in_percent(rulings["ece"]) == (rulings["ece"]["value"], rulings["ece"]["bound"])
+    assert in_percent(rulings["audit"]) == ("0 findings", "none")
+    assert in_percent(rulings["clean"])[0] == rulings["clean"]["value"]
 
 
 def test_overriding_what_passes_changes_nothing_and_an_unknown_rule_is_refused():

@@ -5,6 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from canal.report import terminal
 from canal.report.terminal import (
     annotation_table,
     matrix_table,
@@ -216,3 +217,26 @@ def test_unassigned_cells_are_told_by_reason():
         in told
     )
     assert "Unassigned:" not in rendered(annotation_table(document | {"unassigned_by": {}}))
+    unknown = "is not known: it takes two learned studies, and sums"
+    assert unknown in told  # a version of one study cannot say how far others lie
+    study = {"like_learned": 0.9, "known_unassigned": {"lowest": 0.05, "usual": 0.06, "highest": 0.07}}
+    assert unknown not in rendered(annotation_table(document | {"study": study}), width=200)
+
+
+def test_a_rule_that_had_too_few_cells_is_not_called_overridden():
+    made = {"time": "2026-01-01", "who": "A. Person", "why": "reviewed", "entry": 4, "kind": "promote"}
+    few = ["retention:first/B"]
+    view = {"served": [made | {"overrides": ["ece", *few], "not_judged": few, "too_few": "rare"}]}
+    assert [told for _, told in terminal._decisions(view)] == [
+        "2026-01-01 by A. Person: reviewed (ledger entry 4); overridden: ece; too few test cells to judge, "
+        "let pass (rare): retention:first/B"
+    ]
+
+
+def test_two_aliases_of_one_version_are_explained():
+    row = make_versions()[0]
+    why = "candidate is the newest version, and stays so once it serves (champion)"
+    both = rendered(versions_table([row | {"aliases": ["candidate", "champion"]}]), width=200)
+    assert why in " ".join(both.split())
+    alone = rendered(versions_table([row | {"aliases": ["candidate"]}]), width=200)
+    assert why not in " ".join(alone.split())

@@ -51,7 +51,8 @@ CHOSEN_SIZE = 2
 class StageCells:
     """What a stage is made from: names of cells by set, each ``<type>-<anything>``, and what it keeps.
 
-    ``like`` names cells that hold the content of another: name -> ``<source>:<name>``.
+    ``like`` names cells that hold the content of another: name -> ``<source>:<name>``. ``answers`` are the
+    predictions of test cells, and ``profile`` what the gate counted, where a test looks at them.
     """
 
     train: Sequence[str] = ()
@@ -64,6 +65,8 @@ class StageCells:
     like: Mapping[str, str] = field(default_factory=dict)
     recall: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     tested: Sequence[str] = ()
+    answers: pd.DataFrame | None = None
+    profile: Mapping[str, Any] | None = None
 
 
 class Made:
@@ -132,7 +135,7 @@ class Made:
         write_json(folder / "model" / "labels.json", list(labels))
         write_json(folder / "model" / "genes.json", list(GENES))
         self._split(folder, stage, stage_cells)
-        self._verdict(folder, stage)
+        self._verdict(folder, stage, stage_cells.profile)
         for name, cells in (("bank", stage_cells.bank), ("probe", stage_cells.probe)):
             (folder / name).mkdir()
             _store(folder / name / f"{name}.h5ad", stage, source, cells, ranked=name == "bank")
@@ -191,13 +194,14 @@ class Made:
         }
         write_json(folder / "split" / "cells.json", {"counts": names})
 
-    def _verdict(self, folder: Path, stage: str) -> None:
+    def _verdict(self, folder: Path, stage: str, profile: Mapping[str, Any] | None = None) -> None:
         rules = [
             {"rule": "has_cells", "severity": "error", "passed": True},
             {"rule": "drift", "severity": "warning", "passed": False},
         ]
         counts = {"cells": 12, "genes": 120, "types": {"B": 6, "T": 6}}
         document = {"stage": stage, "passed": True, "rules": rules, "counts": counts}
+        document |= {} if profile is None else {"profile": dict(profile)}
         (folder / "validation").mkdir(parents=True)
         write_json(folder / "validation" / "verdict.json", document)
 
@@ -223,6 +227,8 @@ class Made:
         write_json(folder / "metrics" / "evaluation.json", document)
         ids = [*stage_cells.tested, *(f"{source}:{name}" for name in stage_cells.test)]
         answers = pd.DataFrame({"cell_id": ids, "stage": stage, "truth": "B", "predicted": "B"})
+        if stage_cells.answers is not None:
+            answers = stage_cells.answers
         answers.to_csv(folder / "metrics" / "predictions.csv", index=False)
 
     def _register(self, folder: Path, model: str, parent: Version | None) -> Version:

@@ -24,10 +24,10 @@ from canal.annotation.query import Query, query_adata, query_file
 from canal.annotation.reading import Block, reading_for
 from canal.annotation.records import make_record
 from canal.annotation.resuming import Parts, parts_folder
-from canal.annotation.summary import Likeness, Summary, summarise
+from canal.annotation.summary import Depth, Likeness, Summary, summarise
 from canal.core import __version__
 from canal.core.digests import canonical_json
-from canal.core.errors import LOG, DataError
+from canal.core.errors import LOG, DataError, in_python
 from canal.core.progress import OnCells, by_cells, doing
 from canal.io.formats import Fingerprint, open_cells
 
@@ -104,7 +104,8 @@ def annotate_h5ad(
                 callbacks.on_record(record)
 
         with doing(f"writing {output.target.name}"):
-            removed = output.write(table, canonical_json(_record(annotator, options, summary)), on_complete)
+            record = canonical_json(make_annotation_record(annotator, options, summary, output.target.name))
+            removed = output.write(table, record, on_complete)
     if removed:
         callbacks.notice(stale_columns_message(removed))
     return summary
@@ -194,8 +195,8 @@ def _labelled(
     table, summary = _label(annotator, query, options, by_cells(progress))
     table = under_key(add_vote(table, clusters, annotator, query, options, progress), options.key_added)
     for text in summary.warnings:
-        warnings.warn(text, stacklevel=3)
-    table.attrs[KEY] = _record(annotator, options, summary)
+        warnings.warn(in_python(text), stacklevel=3)
+    table.attrs[KEY] = make_annotation_record(annotator, options, summary)
     return table
 
 
@@ -209,19 +210,13 @@ def _label(
         reading, restricted = reading_for(annotator, query, options)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
-    likeness = Likeness()
+    likeness, depth = Likeness(), Depth(reading.coverage.found)
     compute = ComputeOptions(options.chunk_cells, options.device, options.dtype)
     with doing("labelling cells"), computing(annotator, compute):
         on_cells(done, query.n_cells)
         for block in _soon(reading.blocks(options.chunk_cells, done)):
-            latent = None
-            if options.latent:
-                answer, latent = restricted.predict_represented(block.expression)
-            else:
-                answer = restricted.predict(block.expression)
-            likeness.add(answer)
-            frame = columns_of(answer, block.empty, annotator.labels, options.probabilities, latent)
-            frame = with_limits(frame, options.max_novelty, options.min_confidence)
+            frame = label_block(restricted, annotator, block, options, likeness)
+            depth.add(block)
             if parts is None:
                 frames.append(frame)
             else:
@@ -230,7 +225,33 @@ def _label(
             on_cells(done, query.n_cells)
     table = join_blocks(frames, annotator.ontology)
     study = likeness.to_json(annotator.about())
-    return table, summarise(annotator, table, reading, options, study)
+    return table, summarise(annotator, table, reading, options, (study, depth.to_json()))
+
+
+def label_block(
+    restricted: CellAnnotator, annotator: CellAnnotator, block: Block, options: Options, likeness: Likeness
+) -> pd.DataFrame:
+    """Return the columns of a block of cells; see `columns_of`.
+
+    Parameters
+    ----------
+    restricted, annotator
+        The model without the genes that the query lacks, which answers, and the model itself.
+    block
+        The cells.
+    options
+        How they are labelled.
+    likeness
+        Counts how many resemble the cells of the learned studies.
+    """
+    latent = None
+    if options.latent:
+        answer, latent = restricted.predict_represented(block.expression)
+    else:
+        answer = restricted.predict(block.expression)
+    likeness.add(answer)
+    frame = columns_of(answer, block.empty, annotator.labels, options.probabilities, latent)
+    return with_limits(frame, options.max_novelty, options.min_confidence)
 
 
 def _soon(blocks: Iterator[Block]) -> Iterator[Block]:
@@ -241,26 +262,33 @@ def _soon(blocks: Iterator[Block]) -> Iterator[Block]:
             continue
         for part in (slice(FIRST_CELLS), slice(FIRST_CELLS, None)):
             start = block.start + (part.start or 0)
-            yield Block(start, block.expression[part], block.empty[part])
+            totals = None if block.totals is None else block.totals[part]
+            yield Block(start, block.expression[part], block.empty[part], totals)
     yield from blocks
 
 
-def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dict[str, Any]:
+def make_annotation_record(
+    annotator: CellAnnotator, options: Options, summary: Summary, labelled: str = ""
+) -> dict[str, Any]:
+    """Return the record of an annotation; ``labelled`` is the name of the file that holds the labels."""
+    name = labelled.encode("utf-8", "replace").decode()  # a name's bytes need be no text
     return make_record(
         {
             **options.origin,
             "model": dict(options.model_name),
             "labels": list(annotator.labels),
             **annotator.about(),
-            "options": _decisive_options(options),
+            "options": decisive_options(options),
             **summary.to_json(),
+            "distributions": dict(summary.distributions),
+            **({"labelled": name} if name else {}),
             **({"vote": options.vote} if options.vote else {}),
             **({"min_share": options.min_share} if options.min_share is not None else {}),
         }
     )
 
 
-def _decisive_options(options: Options) -> dict[str, Any]:
+def decisive_options(options: Options) -> dict[str, Any]:
     """Return the options that determine labels, as JSON values."""
     return {
         "layer": options.layer,
@@ -292,5 +320,5 @@ def _job(annotator: CellAnnotator, fingerprint: Fingerprint, options: Options) -
         "labels": list(annotator.labels),
         "genes": list(annotator.genes),
         "answers": annotator.digest(),
-        "options": _decisive_options(options),
+        "options": decisive_options(options),
     }

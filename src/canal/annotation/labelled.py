@@ -31,7 +31,7 @@ from canal.annotation.records import (
     record_keys,
 )
 from canal.core.digests import file_digest
-from canal.core.errors import DataError
+from canal.core.errors import DataError, no_such_file
 from canal.core.files import checked_path
 from canal.data.genes import MOUSE_TABLE
 from canal.io.arrays import strings
@@ -255,7 +255,7 @@ def read_back(path: Path, log: Log | None = None, key: str | None = None) -> Rec
         If the file cannot be read, or has no record.
     """
     if path.suffix in TABLES and not checked_path(path).is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(no_such_file(path, "`canal annotate IN -o OUT` writes one"))
     if path.suffix in TABLES:
         found = _read_back_csv(path, log) if path.suffix == CSV else _read_back_parquet(path)
         if key not in (None, key_of(found.record)):
@@ -291,21 +291,27 @@ def read_back_adata(adata: AnnData, key: str | None = None) -> RecordedLabels:
     return RecordedLabels(record, adata.n_obs, types, others=tuple(others))
 
 
+_NO_RECORD = (
+    "If a model's file or one of the shelf did (--model FILE.zip), no record was kept: label again with -o "
+    "labels.parquet or -o labelled.h5ad, which hold it"
+)
+
+
 def _read_back_csv(path: Path, log: Log | None) -> RecordedLabels:
     import pandas as pd
 
     digest = file_digest(path)
     if log is None:
         raise DataError(
-            f"{path}: the annotation record of a CSV file is in annotations.jsonl of the project that "
-            "labelled the cells: name the project with --root"
+            f"{path}: a CSV file holds no record of who labelled it. If a version of a project did, its "
+            f"annotations.jsonl does: name the project with --root. {_NO_RECORD}"
         )
     record = log.of_output(digest)
     if record is None:
         raise DataError(
             f"{path}: none of the {len(log.records):,} records in annotations.jsonl names a CSV file with "
             f"SHA-256 {digest[:12]}...: the file was changed or made by another program, another project "
-            "labelled it (--root), or an older canal that did not record CSV files"
+            f"labelled it (--root), or an older canal that did not record CSV files. {_NO_RECORD}"
         )
     column = named(CELL_TYPE, key_of(record))
     types = pd.read_csv(path, usecols=[column], dtype=str, keep_default_na=False)

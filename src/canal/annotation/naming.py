@@ -17,7 +17,7 @@ from canal.core.digests import file_digest
 from canal.core.errors import DataError
 from canal.data.genes import MOUSE_TABLE, Pairs, mouse_orthologs, read_aliases, read_pairs
 from canal.io.arrays import EXAMPLES, listed
-from canal.quality.evidence import ENSEMBL, MOUSE, kinds_of
+from canal.quality.symbols import ENSEMBL, MOUSE, kinds_of
 
 Species = Literal["auto", "human", "mouse"]
 

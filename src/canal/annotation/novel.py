@@ -14,7 +14,7 @@ from canal.annotation.columns import IS_NOVEL, named
 from canal.annotation.labelled import Labelled
 from canal.annotation.markers import TopGene, sum_expression
 from canal.annotation.naming import Naming
-from canal.core.errors import DataError, did_you_mean
+from canal.core.errors import DataError, there_are
 from canal.core.progress import by_cells, doing
 from canal.io.arrays import listed
 
@@ -167,10 +167,8 @@ def group_novel(
         raise DataError(f"--resolution must be a number of at least 0, found {options.resolution}")
     column, columns = options.batch, labelled.file.obs_columns
     if column is not None and column not in columns:
-        near = did_you_mean(column, columns)
-        raise DataError(
-            f"{labelled.path}: obs has no column {column!r} (--batch); it has {listed(columns)}{near}"
-        )
+        has = there_are(column, columns, "it has", listed)
+        raise DataError(f"{labelled.path}: obs has no column {column!r} (--batch){has}")
     column = column or next((name for name in BATCHES if name in columns), None)
     wanted, warnings = _wanted(labelled, options.seed)
     reading, annotator = labelled.reading(annotator, options.naming)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from canal.core.errors import DataError, did_you_mean
+from canal.core.errors import DataError, there_are
 from canal.io.arrays import EXAMPLES, listed, reading, strings
 from canal.io.blocks import ByCell, ByEntries, picked
 from canal.io.formats import CellFile
@@ -115,13 +115,12 @@ def query_adata(adata: AnnData, layer: str, gene_column: str | None) -> Query:
     always = {"X": adata.X, "raw": adata.raw}
     layers = [*(name for name, matrix in always.items() if matrix is not None), *adata.layers]
     if layer not in layers:
-        near = did_you_mean(layer, layers)
-        raise DataError(f"{IN_MEMORY}: no matrix {layer!r}; there are {listed(layers)}{near}")
+        raise DataError(f"{IN_MEMORY}: no matrix {layer!r}{there_are(layer, layers, show=listed)}")
     values = {"X": lambda: adata.X, "raw": lambda: adata.raw.X}.get(layer, lambda: adata.layers[layer])()
     var = adata.raw.var if layer == "raw" else adata.var
     if gene_column is not None and gene_column not in var:
-        near = did_you_mean(gene_column, var)
-        raise DataError(f"{IN_MEMORY}: var has no column {gene_column!r}; it has {listed(list(var))}{near}")
+        has = there_are(gene_column, var, "it has", listed)
+        raise DataError(f"{IN_MEMORY}: var has no column {gene_column!r}{has}")
 
     def read(name: str) -> list[str]:
         return list(strings(var[name].to_numpy(dtype=object)))

@@ -31,12 +31,14 @@ class Block:
     """A block of consecutive cells of a query.
 
     ``start`` is the position of the first; ``expression`` is float32 ``(n_cells, n_panel_genes)``; ``empty``
-    marks the cells that express no gene of the model and so cannot be labelled.
+    marks the cells that express no gene of the model and so cannot be labelled; ``totals`` are the cells'
+    counts over all genes, None where values are no counts.
     """
 
     start: int
     expression: np.ndarray
     empty: np.ndarray
+    totals: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,8 @@ class Reading:
         for first, values, totals in self._raw_blocks(size, start, with_totals):
             block = self.units.scaled(self.query, values, totals, first)
             expression = to_expression(block, self.units.values, totals).toarray()
-            yield Block(first, expression, ~(expression > 0).any(axis=1))
+            counted = totals if self.units.values == "counts" else None
+            yield Block(first, expression, ~(expression > 0).any(axis=1), counted)
 
     def values(self, size: int, start: int = 0) -> Iterator[tuple[int, csr_matrix, np.ndarray]]:
         """Yield (first cell, values, totals) of the blocks of `blocks`, in the query's units, not expression.

@@ -9,7 +9,9 @@ record: its record is in the log alone, and names the file by its digest.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from canal.annotation.columns import KEY, is_key
 from canal.core.digests import canonical_json, json_digest
 from canal.core.errors import DataError
-from canal.core.files import parse_json
 from canal.io.arrays import listed
 
 if TYPE_CHECKING:
@@ -138,12 +139,22 @@ def record_keys(keys: Iterable[str], text_of: Callable[[str], str | None]) -> li
     return [key for key, one in records.items() if isinstance(one, dict) and key_of(one) == key]
 
 
+def _finite(number: str) -> float:
+    """Return a number of JSON; raises `ValueError` for NaN and what no float can hold."""
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is no number of JSON")
+    return value
+
+
+_READER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
 def parse_record(text: str) -> Record | str:
     """Return the record in a text, or a message that says what is wrong with the text."""
     try:
-        record = parse_json(text)
-        canonical_json(record).encode()  # raises for NaN and for lone surrogates
-    except ValueError:
+        record = _READER.decode(text)
+        (canonical_json(record) if "\\u" in text else text).encode()  # raises for lone surrogates
+    except (ValueError, RecursionError):
         return "it is not JSON"
     if not isinstance(record, dict) or any(name not in record for name in _NEEDED):
         return f"it lacks some of {', '.join(_NEEDED)}"
@@ -169,10 +180,14 @@ def _details(record: Record) -> Iterator[tuple[str, bool]]:
 
 @dataclass(frozen=True)
 class Log:
-    """A project's log: its records, oldest first, and the number of unreadable lines."""
+    """A project's log: its records, oldest first, and the number of unreadable lines.
+
+    ``edited`` are the places of records that were edited after they were written; see `genuine`.
+    """
 
     records: tuple[Record, ...]
     unreadable: int
+    edited: frozenset[int] = frozenset()
 
     def of_versions(self, keys: set[str]) -> list[Record]:
         """Return the records of the models with these keys."""
@@ -191,9 +206,18 @@ def read_log(path: Path) -> Log:
     lines = path.read_text(encoding="utf-8", errors="replace").split(
         "\n"
     )  # not splitlines: names may hold U+2028
-    parsed = [parse_record(line) for line in lines if line.strip()]
-    records = tuple(record for record in parsed if not isinstance(record, str))
-    return Log(records, len(parsed) - len(records))
+    parsed = [(parse_record(line), line) for line in lines if line.strip()]
+    read = [(record, line) for record, line in parsed if not isinstance(record, str)]
+    edited = frozenset(place for place, one in enumerate(read) if not _sealed(*one))
+    return Log(tuple(record for record, _ in read), len(parsed) - len(read), edited)
+
+
+def _sealed(record: Record, line: str) -> bool:
+    """Whether a record is unedited, by its line: as it was written, the line is the text of its digest."""
+    own = f'"id":"{record.get("id")}",'
+    if hashlib.sha256(line.replace(own, "", 1).encode()).hexdigest()[:_ID_DIGITS] == record.get("id"):
+        return True
+    return genuine(record) is not False
 
 
 def _id(record: Mapping[str, Any]) -> str:

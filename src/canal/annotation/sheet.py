@@ -21,7 +21,7 @@ from canal.annotation.columns import KEY, is_key
 from canal.annotation.labelled import Labelled
 from canal.annotation.novel import Group, GroupingOptions, Novel
 from canal.core.digests import canonical_json, file_digest, json_digest
-from canal.core.errors import DataError
+from canal.core.errors import DataError, no_such_file
 from canal.core.files import new_file, read_json
 from canal.io.writer import H5adWriter, as_text, writing
 
@@ -261,7 +261,7 @@ def read_lines(
     try:
         text = sheet.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise DataError(f"{sheet}: no such file; `{command} -o {sheet.name}` writes one") from error
+        raise DataError(no_such_file(sheet, f"`{command} -o {sheet.name}` writes one")) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{sheet} cannot be read as a CSV file in UTF-8 ({error}): save it as such"

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from canal.annotation import drift
 from canal.annotation.columns import (
     CELL_TYPE,
     CONFIDENCE,
     LOW_QUALITY,
+    NOVELTY,
     UNASSIGNED,
     named,
     reasons,
@@ -21,7 +23,7 @@ from canal.annotation.columns import (
 from canal.annotation.naming import Coverage, ambiguity_warning, mouse_warning
 from canal.annotation.options import Options
 from canal.annotation.query_units import AUTO
-from canal.annotation.reading import Reading
+from canal.annotation.reading import Block, Reading
 from canal.config.sections import Values
 from canal.core.files import new_file
 from canal.io.writer import table_as_text
@@ -57,6 +59,9 @@ class Summary:
         Where coverage is low: for each type the share of its weight on missing genes.
     study : dict
         How similar the cells are to those of the learned studies; see `Likeness.to_json`.
+    distributions : dict
+        Novelty, confidence and depth of the cells in fiftieths, and the median counts of a cell, for
+        `canal.annotation.drift`; see `Depth`.
     unassigned_by : dict
         With limits of novelty or confidence: the "Unassigned" cells by reason, a cell by the first of
         ``low_quality``, ``is_novel``, ``max_novelty`` and ``min_confidence``.
@@ -72,6 +77,7 @@ class Summary:
     lost: Mapping[str, float] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
     unassigned_by: Mapping[str, int] = field(default_factory=dict)
+    distributions: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def unassigned(self) -> int:
@@ -100,7 +106,7 @@ def summarise(
     table: pd.DataFrame,
     reading: Reading,
     options: Options,
-    study: Mapping[str, Any],
+    blocks: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> Summary:
     """Return the summary of a finished annotation.
 
@@ -110,9 +116,10 @@ def summarise(
         The model, the columns of its labels, and the reading of the cells.
     options
         How the cells were read and labelled.
-    study
-        The document of `Likeness.to_json`.
+    blocks
+        What was counted block by block: the documents of `Likeness.to_json` and of `Depth.to_json`.
     """
+    study, depth = blocks
     types = table[CELL_TYPE].cat
     counts = dict(zip(types.categories, np.bincount(types.codes).tolist(), strict=True))
     ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
@@ -134,6 +141,7 @@ def summarise(
             f"{named(LOW_QUALITY, options.key_added)}"
         )
     limits = options.max_novelty, options.min_confidence
+    has_novelty = bool(annotator.about().get("novelty"))
     return Summary(
         len(table),
         reading.units.values,
@@ -145,6 +153,11 @@ def summarise(
         lost,
         study,
         reasons(table, *limits) if options.has_limits else {},
+        {
+            drift.CONFIDENCE: drift.histogram(table[CONFIDENCE].to_numpy()),
+            **({drift.NOVELTY: drift.histogram(table[NOVELTY].to_numpy())} if has_novelty else {}),
+            **depth,
+        },
     )
 
 
@@ -189,6 +202,39 @@ class Likeness:
         return {
             "like_learned": round(like, 4),
             "known_unassigned": {"lowest": lowest, "usual": usual, "highest": highest},
+        }
+
+
+class Depth:
+    """How deeply the cells seen so far were measured.
+
+    Parameters
+    ----------
+    found
+        How many of the model's genes the file has, at least 1.
+    """
+
+    def __init__(self, found: int) -> None:
+        self._found = found
+        self._shares = np.zeros(drift.BINS, dtype=np.int64)
+        self._totals: list[np.ndarray] = []
+
+    def add(self, block: Block) -> None:
+        """Count the next cells."""
+        self._shares += drift.histogram((block.expression > 0).sum(axis=1) / self._found)
+        if block.totals is not None:
+            self._totals.append(block.totals)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the share of the file's genes of the model that a cell expresses, in fiftieths.
+
+        Of counts also the median over cells of their sum over all genes. A run that was resumed counts the
+        cells since then.
+        """
+        totals = np.concatenate(self._totals) if self._totals else np.zeros(0)
+        return {
+            drift.DEPTH: self._shares.tolist(),
+            **({"median_counts": float(np.median(totals))} if len(totals) else {}),
         }
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from canal.app import joining_lineages as joining_lineages
     from canal.app import learning as learning
     from canal.app import models as models
+    from canal.app import partitioning as partitioning
     from canal.app import pipeline as pipeline
     from canal.app import planning as planning
     from canal.app import project as project
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from canal.app import unlearning as unlearning
     from canal.app import upgrading as upgrading
     from canal.app import versions as versions
+    from canal.app import watching as watching
     from canal.app import withdrawing as withdrawing
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "joining_lineages",
     "learning",
     "models",
+    "partitioning",
     "pipeline",
     "planning",
     "project",
@@ -79,6 +82,7 @@ __all__ = [
     "unlearning",
     "upgrading",
     "versions",
+    "watching",
     "withdrawing",
 ]
 

@@ -22,7 +22,7 @@ from canal.app.versions import registry_sync
 from canal.config.yaml_file import parse_yaml
 from canal.continual.evaluation import write_evaluation
 from canal.continual.stage import backfilled
-from canal.core.errors import CanalError, ConfigError, HistoryError, did_you_mean
+from canal.core.errors import CanalError, ConfigError, HistoryError, there_are
 from canal.core.files import new_file, new_folder
 from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
@@ -151,9 +151,7 @@ def planned_backfill(project: Project, stage: str) -> dict[str, str]:
 
 def _version_of(project: Project, stage: str) -> Version:
     if stage not in project.config.stages:
-        known = project.config.stages
-        near = did_you_mean(stage, known)
-        raise HistoryError(f"no stage {stage!r} in params.yaml; there are {', '.join(known)}{near}")
+        raise HistoryError(f"no stage {stage!r} in params.yaml{there_are(stage, project.config.stages)}")
     version = project.learned(stage)
     if version is None:
         raise HistoryError(

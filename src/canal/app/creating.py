@@ -7,7 +7,8 @@ so runs the steps that use it again: they restore what was learned.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -20,7 +21,7 @@ from canal.app.project import git, last_line
 from canal.app.streams import Stream
 from canal.config.layout import Layout
 from canal.config.layout import name_from as name_from
-from canal.config.sections import NAME_PATTERN, Method
+from canal.config.sections import NAME_PATTERN, Method, Species
 from canal.config.yaml_file import dumped, load_config, round_trip, save, with_sections
 from canal.core import __version__
 from canal.core.digests import file_digest, json_digest
@@ -127,12 +128,15 @@ class Wish:
         Whether it is to learn canal's embedded data, with the parameters that canal comes with.
     stream
         The stream of a published experiment that it is to learn.
+    species
+        Whose genes it learns, ``human`` or ``mouse``; a stream names its own.
     """
 
     method: Method = "exact"
     first: FirstStage | None = None
     demo: bool = False
     stream: Stream | None = None
+    species: Species = "human"
 
 
 @dataclass(frozen=True)
@@ -171,10 +175,10 @@ def create(
     GateError
         If the first stage's file, or one of a stream, does not pass the gate.
     """
+    require_room(target)
     target = target.resolve()
-    _require_room(target)
     place = scratch_folder("init", target.parent if target.parent.is_dir() else None)
-    with place if dry_run else new_folder(target) as folder:
+    with place if dry_run else _content_of(target) as folder:
         files = _new_files(target.name, wish)
         for name, text in files.items():
             write_text(folder / name, text)
@@ -187,6 +191,22 @@ def create(
             _require_stream(wish.stream, folder, judged)
         problem = _begin_git(folder, target.name, [*files])
     return Created(target, tuple(files), addition, problem)
+
+
+@contextmanager
+def _content_of(target: Path) -> Iterator[Path]:
+    """Yield a folder whose content is the target's when the block ends without an error.
+
+    A folder that is there stays the same one: a shell may work in it, and it has rights of its own.
+    """
+    if not target.exists():
+        with new_folder(target) as folder:
+            yield folder
+        return
+    with scratch_folder("init", target.parent) as folder:  # beside it: paths of files are relative to it
+        yield folder
+        for path in sorted(folder.iterdir(), key=lambda one: one.name == PARAMS):
+            shutil.move(path, target / path.name)  # params.yaml comes last: without it there is no project
 
 
 def _require_stream(stream: Stream, folder: Path, judged: Callable[[Verdict], None]) -> None:
@@ -212,11 +232,24 @@ def _require_stream(stream: Stream, folder: Path, judged: Callable[[Verdict], No
         raise GateError(f"no project was made: {', '.join(refused)} did not pass the gate")
 
 
-def _require_room(target: Path) -> None:
+def require_room(target: Path) -> None:
+    """Refuse a folder that no project can be made in; a caller asks before it reads a file of cells.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is not empty, lies in a repository of git, or its name is no name.
+    """
+    target = target.resolve()
     if not NAME_PATTERN.fullmatch(target.name):
         raise ConfigError(
             f"{target.name[:80]!r} is not a project's name: use 1-64 of a-z, 0-9, '-' and '_', beginning and "
             "ending with a letter or digit (its registry is named after it)"
+        )
+    if (target / PARAMS).is_file():
+        raise ConfigError(
+            f"{target} is a project already: `canal stage add NAME --file FILE.h5ad` teaches it a data set, "
+            "`canal upgrade` moves it to this canal; a new project needs another folder"
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(
@@ -239,7 +272,8 @@ def _new_files(name: str, wish: Wish) -> dict[str, str]:
     if wish.demo:
         files |= {one: (top / one).read_text(encoding="utf-8") for one in (PARAMS, "data.dvc")}
     else:
-        text = _filled(PARAMS, method=wish.method, model=name)
+        gate = "{}" if wish.species == "human" else f"{{species: {wish.species}}}"
+        text = _filled(PARAMS, method=wish.method, model=name, gate=gate)
         text = text if wish.stream is None else wish.stream.params(text, wish.method)
         files |= {PARAMS: text, "data.dvc": _NOT_FETCHED}
     begun = wish.demo or wish.first is not None or wish.stream is not None

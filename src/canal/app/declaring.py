@@ -20,7 +20,7 @@ from canal.config.params import Config, Tuning
 from canal.config.sections import BACKBONE, Continual
 from canal.config.yaml_file import parse, save, with_stage
 from canal.core.digests import file_digest
-from canal.core.errors import ConfigError, GateError, SourceError, TrainingError, did_you_mean
+from canal.core.errors import ConfigError, GateError, SourceError, TrainingError, no_such_file, there_are
 from canal.core.progress import doing
 from canal.data.prepare import PrepareSettings
 from canal.data.prepared import PreparedCells
@@ -48,8 +48,7 @@ LABELS_FILE = "validation/labels.json"
 def _require_stage(config: Config, stage: str) -> None:
     """Raise `ConfigError` unless params.yaml has this stage."""
     if stage not in config.stages:
-        near = did_you_mean(stage, config.stages)
-        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages) or 'none'}{near}")
+        raise ConfigError(f"no stage {stage!r}{there_are(stage, config.stages)}")
 
 
 def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict:
@@ -188,8 +187,8 @@ def declare(
         If the label map is neither a CSV of two columns nor a sheet in which every label is decided.
     """
     if not file.is_file():
-        problem = "is no file" if file.exists() else "not found"
-        raise SourceError(f"{file} {problem}; give the path of an h5ad file")
+        what = "give the path of an h5ad file"
+        raise SourceError(f"{file} is no file; {what}" if file.exists() else no_such_file(file, what))
     path, project = file.resolve(), (root or Path.cwd()).resolve()
     inside = path.is_relative_to(project)
     entry: dict[str, Any] = {
@@ -244,7 +243,7 @@ def read_label_map(path: Path) -> LabelMap:
         If it is a sheet in which a label is undecided; see `canal.annotation.harmonise.read_map_sheet`.
     """
     if not path.is_file():
-        raise ConfigError(f"label map {path} not found")
+        raise ConfigError(no_such_file(path, "`canal stage map` writes a label map"))
     if is_map_sheet(path):
         return read_map_sheet(path)
     try:

@@ -32,7 +32,7 @@ from canal.app.declaring import Addition, declare, propose_stage
 from canal.app.models import find_model, find_model_of, load_annotator, named_model, version_of_key
 from canal.app.project import Project
 from canal.config.sections import check_name
-from canal.core.errors import ConfigError, DataError, RegistryError
+from canal.core.errors import ConfigError, DataError, RegistryError, no_such_file
 from canal.core.progress import doing
 from canal.data.prepare import is_no_type, spelling
 from canal.io.formats import Fingerprint
@@ -277,7 +277,7 @@ def _write(project: Project, target: Path, options: SheetOptions) -> tuple[Stage
     _check_types(sheet)
     file = options.file or sheet.labelled
     if not file.exists():
-        raise DataError(f"{file}: no such file; {options.sheet} was made from it: give its path with --file")
+        raise DataError(no_such_file(file, f"{options.sheet} was made from it: give its path with --file"))
     fingerprint, digest, wanted = Fingerprint.of(file), digest_of(file), sheet.about["file"]["sha256"]
     if digest != wanted:
         raise DataError(

@@ -20,7 +20,7 @@ from canal.app.declaring import answers_of, declare
 from canal.app.project import Project
 from canal.config.sections import BACKBONE, Values
 from canal.config.stage_sections import Source
-from canal.core.errors import ConfigError, DataError, did_you_mean
+from canal.core.errors import ConfigError, DataError, there_are
 from canal.core.files import scratch_folder
 from canal.data.prepare import CELLS, PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
@@ -172,8 +172,7 @@ def _model(project: Project, parent: str) -> tuple[str | None, CellAnnotator | N
     """Return the stage, ``parent`` or the last before it, whose model is on this disk, and the model."""
     stages = project.config.stages
     if parent != BACKBONE and parent not in stages:
-        near = did_you_mean(parent, stages)
-        raise ConfigError(f"no stage {parent!r}; there are {', '.join(stages)}{near}")
+        raise ConfigError(f"no stage {parent!r}{there_are(parent, stages)}")
     while parent != BACKBONE:
         folder = project.layout.model(parent) / "model"
         if folder.is_dir():

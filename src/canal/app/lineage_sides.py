@@ -11,7 +11,7 @@ from ruamel.yaml.error import YAMLError
 
 from canal.app.project import Project
 from canal.app.sharing import SharedSums, read_shared, require_types
-from canal.core.errors import DataError, HistoryError, RegistryError, SumsError
+from canal.core.errors import DataError, HistoryError, RegistryError, SumsError, no_such_file
 from canal.data.split import SUMMED
 from canal.memory.joining import Meaning
 from canal.memory.stage_sums import StageSums
@@ -244,7 +244,7 @@ def read_type_names(path: Path | None, types: Sequence[str]) -> dict[str, str]:
     if path is None:
         return {}
     if not path.is_file():
-        raise DataError(f"{path}: no such file; it must hold lines `their name,our name`")
+        raise DataError(no_such_file(path, "it must hold lines `their name,our name`"))
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix in (".yaml", ".yml"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from canal.app.project import Project
 from canal.config.layout import Layout
-from canal.core.errors import DataError, Doubt, RegistryError
+from canal.core.errors import DataError, Doubt, RegistryError, no_such_file
 from canal.core.files import scratch_folder
 from canal.core.packages import lazy_module
 from canal.core.progress import doing
@@ -262,7 +262,7 @@ def provenance(version: Version) -> Document:
 def _from_path(path: Path, effort: Effort, notice: Notice) -> FoundModel:
     """Return the model of a bundle's file or folder, or of a folder ``models/STAGE``."""
     if not path.exists():
-        raise DataError(f"{path}: no such file; `canal export` writes one, `canal models list` names others")
+        raise DataError(no_such_file(path, shelf.OTHER_MODELS))
     if path.is_dir() and not (path / MANIFEST).is_file():
         notice(
             Doubt(

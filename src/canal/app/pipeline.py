@@ -11,7 +11,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from canal.app.project import Project
-from canal.core.errors import CanalError, ConfigError, tell
+from canal.core.errors import CanalError, ConfigError, tell, there_are
 from canal.core.files import system_refusal
 from canal.core.progress import doing, watch
 from canal.registry.store.tracking import StepRun, handed_run, start_entry_point, step_run
@@ -32,7 +32,7 @@ def argument(name: str, known: Collection[str]) -> str:
     parser.add_argument(f"--{name}", required=True)
     value = str(getattr(parser.parse_args(), name))
     if value not in known:
-        raise ConfigError(f"no {name} {value[:80]!r} in params.yaml; there are {', '.join(known) or 'none'}")
+        raise ConfigError(f"no {name} {value[:80]!r} in params.yaml{there_are(value, known)}")
     return value
 
 

@@ -10,18 +10,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from canal.app.at_work import run_holder, run_lock
 from canal.app.creating import require_used
 from canal.app.project import Project, last_line
-from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
 from canal.config.stage_sections import Source
 from canal.config.yaml_file import check_merged, parse_yaml
-from canal.core.digests import file_digest
-from canal.core.errors import CanalError, ConfigError, SourceError
-from canal.core.progress import doing, first_names
-from canal.registry.manifest.stage_request import uncommitted_files
+from canal.core.digests import file_digest, json_digest
+from canal.core.errors import CanalError, ConfigError, SourceError, no_such_file
+from canal.core.progress import count, doing, first_names
+from canal.registry.manifest.stage_request import stage_request, uncommitted_files
+from canal.registry.manifest.version_folder import KEY_FILE, read_key
 from canal.registry.store.database import Version
 from canal.registry.versions.history import require_available, require_corpora_available
 from canal.runtime.startup import own_code
@@ -32,6 +33,7 @@ Fate = Literal["learn", "register", "restore", "keep", "refuse"]
 
 _STATES = {"modified": "changed", "deleted": "missing"}
 """DVC's words for what has changed, in ours."""
+_UNREGISTERED = "learned, and not registered yet"
 _METHODS = {"exact": "by sums", "published": "by the network", "combined": "by network and sums"}
 
 _STEPS = """
@@ -132,12 +134,18 @@ def plan(project: Project) -> Plan:
         steps = tuple(name for name in running if _belongs(project, name, one.stage))
         if one.fate == "keep" and steps:
             one = replace(one, fate="restore")
-        elif one.fate == "learn" and not running:
-            one = replace(one, fate="register", why="learned, and not registered yet")
+        elif one.fate == "learn" and not running and not refusals:
+            one = replace(one, fate="register", why=_UNREGISTERED)
+        elif one.fate == "register" and steps:
+            one = replace(one, fate="learn", why=f"begun by a run that was interrupted: {_left(steps)}")
         stages.append(replace(one, steps=steps))
     warnings = (uncommitted(project.layout.root, stages), not_fetched(project, stages))
     told = tuple(warning for warning in warnings if warning)
     return Plan(tuple(stages), running, perhaps, n_steps, tuple(refusals), told)
+
+
+def _left(steps: Sequence[str]) -> str:
+    return f"{count(len(steps), 'step')} of it {'is' if len(steps) == 1 else 'are'} left"
 
 
 def uncommitted(root: Path, stages: Sequence[StagePlan]) -> str:
@@ -182,7 +190,9 @@ def stage_fates(project: Project) -> list[StagePlan]:
         above = None if stage == BACKBONE else fates[project.config.stages[stage].parent]
         try:
             version = project.learned(stage)
-            fates[stage] = _kept(version) if version else _new(project, stage)
+            fates[stage] = (
+                _kept(version) if version else _learned_here(project, stage) or _new(project, stage)
+            )
         except CanalError as error:
             fates[stage] = StagePlan(stage, "refuse", None, str(error))
         if above is not None and above.fate == "refuse" and fates[stage].fate == "learn":
@@ -194,6 +204,17 @@ def _kept(version: Version) -> StagePlan:
     return StagePlan(version.stage, "keep", version.number, "learned, and asked for as it was learned")
 
 
+def _learned_here(project: Project, stage: str) -> StagePlan | None:
+    """Return the plan of a stage that an interrupted run has learned and measured, as it is asked for."""
+    folder = project.layout.model(stage)
+    measured = stage == BACKBONE or (project.layout.metrics(stage) / "evaluation.json").is_file()
+    if not measured or not (folder / KEY_FILE).is_file():
+        return None
+    if read_key(folder)["request_digest"] != json_digest(stage_request(project.config, stage)):
+        return None
+    return StagePlan(stage, "register", None, _UNREGISTERED)
+
+
 def _new(project: Project, stage: str) -> StagePlan:
     """Return the plan of a stage that is to be learned; raises where its cells cannot be had."""
     config = project.config
@@ -201,12 +222,13 @@ def _new(project: Project, stage: str) -> StagePlan:
         require_corpora_available(config)
         for name in config.backbone.unlabelled:
             _require_bytes(project, name, config.sources[name])
-        how, corpora = "no network", ", ".join(config.backbone.unlabelled)
-        if config.imported_backbone:
-            how = "imported"
-        elif config.trains_network:
-            how = f"pretrained, also on {corpora}" if corpora else "pretrained"
-        return StagePlan(stage, "learn", None, f"branch {config.backbone.branch} is not learned yet: {how}")
+        not_yet, corpora = f"branch {config.backbone.branch} is not", ", ".join(config.backbone.unlabelled)
+        if not config.imported_backbone and not config.trains_network:
+            why = f"{not_yet} begun yet: its sums are of the panel's genes, and no network is trained"
+            return StagePlan(stage, "learn", None, why)
+        how = f"pretrained, also on {corpora}" if corpora else "pretrained"
+        how = "imported" if config.imported_backbone else how
+        return StagePlan(stage, "learn", None, f"{not_yet} learned yet: {how}")
     require_available(config, stage)
     name = config.stages[stage].source
     _require_bytes(project, name, config.sources[name])
@@ -225,7 +247,7 @@ def _require_bytes(project: Project, name: str, source: Source) -> None:
     path = project.layout.root / source.path
     if not path.is_file():
         raise SourceError(
-            f"sources.{name}.path: {path} not found; give the path of the file, or bring it back"
+            f"sources.{name}.path: {no_such_file(path, 'give the path of the file, or bring it back')}"
         )
     if (found := file_digest(path)) != source.file_sha256:
         raise SourceError(
@@ -264,29 +286,6 @@ def require_mergeable(root: Path) -> None:
             check_merged(path.read_bytes(), path.name)
 
 
-def _lock_file(root: Path) -> Path:
-    return Layout(root).private / "locks" / "run.lock"
-
-
-def run_lock(root: Path, patience_s: float) -> FileLock:
-    """Return the lock of `dvc` in a folder: a run holds it, and `canal plan` while it asks DVC."""
-    path = _lock_file(root)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path, timeout=patience_s)
-
-
-def run_at_work(root: Path) -> bool:
-    """Whether a `canal run` is at work in a folder; nothing is written, and a free lock is left free."""
-    path = _lock_file(root)
-    if not path.is_file():
-        return False
-    try:
-        with run_lock(root, patience_s=0):
-            return False
-    except Timeout:
-        return True
-
-
 @doing("asking DVC which steps have changed")
 def dvc_steps(root: Path) -> tuple[dict[str, str], tuple[str, ...], int]:
     """Return the steps of DVC that run and why, those that perhaps do, and the number of all.
@@ -300,8 +299,10 @@ def dvc_steps(root: Path) -> tuple[dict[str, str], tuple[str, ...], int]:
                 check=False,
             )  # fmt: skip
     except Timeout as error:
+        holder = run_holder(root)
         raise ConfigError(
-            "a `canal run` is at work in this folder: what is left to do is known when it has ended"
+            f"a `canal run` is at work in this folder{holder and f' ({holder})'}: what is left to do is "
+            "known when it has ended"
         ) from error
     if done.returncode:
         raise ConfigError(f"DVC cannot read the project's pipeline: {last_line(done)}")
@@ -313,10 +314,17 @@ def dvc_steps(root: Path) -> tuple[dict[str, str], tuple[str, ...], int]:
         if found and name not in ran and name != _DATA:
             reasons[name] = "has not run yet"
         elif found:
-            reasons[name] = "; ".join(_in_words(found))
+            reasons[name] = _fetched(found) if name == _DATA else "; ".join(_in_words(found))
         elif before:
             perhaps.append(name)
     return reasons, tuple(perhaps), len(steps)
+
+
+def _fetched(found: Sequence[Any]) -> str:
+    """Return why the step runs that brings the sources' files; what it reads is a folder that a run fills."""
+    if any("deleted" in one.get("changed outs", {}).values() for one in found if isinstance(one, Mapping)):
+        return "the sources' files are not here yet: they are copied or fetched, and their digests compared"
+    return "sources were added or changed: their files are copied or fetched, and their digests compared"
 
 
 def _in_words(found: Sequence[Any]) -> Iterator[str]:

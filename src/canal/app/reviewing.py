@@ -207,8 +207,7 @@ def review(
     gathered = None if judgement is None else judgement.gathered
     loaded = LoadedModels(project) if gathered is None else gathered.loaded
     brief = judgement is not None and not CellMap.is_laid_out(project, version)
-    with doing("laying out the cells that the version keeps to watch forgetting"):
-        cells = None if brief else CellMap(loaded, version, folder)
+    cells = None if brief else CellMap(loaded, version, folder)
     gathered = gathered or gather_evidence(loaded, version, pair.other)
     evidence, scored = gathered.evidence, gathered.scored
     rulings = judge(policy, evidence) if judgement is None else judgement.rulings
@@ -233,7 +232,7 @@ def review(
         "history": _optional(folder / "history.json"),
         "tuned": _optional(folder / TUNED_FILE),
         "method": method_view(folder, key),
-        "kept": _kept(folder, evaluation["stages"]),
+        "kept": _kept(folder, key),
         "cost": _cost(project, version, folder),
         "lineage": [_in_lineage(project, one, one_key) for one, one_key in ancestors],
         "training": None,
@@ -243,8 +242,7 @@ def review(
     if cells is None:
         return {**shown, "markers": None}, None
     markers = [one.to_json() for one in model_markers(loaded.of(version), _MARKERS)]
-    with doing("laying out the cells that the version keeps to watch forgetting"):
-        return {**shown, "markers": markers}, cells.document(pair.other)
+    return {**shown, "markers": markers}, cells.document(pair.other)
 
 
 def _about(version: Version, key: Mapping[str, Any], record: Mapping[str, Any]) -> Document:
@@ -293,7 +291,7 @@ def _answered(
     return before, {stage: after[stage] for stage in stages}
 
 
-def _kept(folder: Path, stages: Sequence[str]) -> Document:
+def _kept(folder: Path, key: Mapping[str, Any]) -> Document:
     """Return how many cells bank, probe and sums hold, by stage and type."""
     kept: Document = {}
     for name in ("bank", "probe"):
@@ -304,7 +302,7 @@ def _kept(folder: Path, stages: Sequence[str]) -> Document:
             kept[name] = [
                 {"stage": stage, "cell_type": name, "n": n} for (stage, name), n in sorted(pairs.items())
             ]
-    sums = StageSums.load(folder, stages)
+    sums = StageSums.load(folder, list(key["sums"])) if "sums" in key else None
     if sums is not None:
         kept["sums"] = [
             {"stage": stage, "cell_type": name, "n": int(n)}
@@ -350,9 +348,8 @@ def _data(project: Project, ancestors: Sequence[tuple[Version, Document]]) -> It
     for one, key in reversed(ancestors):
         if one.model == store.names.model and not one.erased:
             source = key["data"]["source"]
-            yield dict(
-                training_data(store.artifacts(one), one.stage, source, declared(project.config, source))
-            )
+            said_here = declared(project.config, source)
+            yield from map(dict, training_data(store.artifacts(one), one.stage, source, said_here))
 
 
 def _cost(project: Project, version: Version, folder: Path) -> Document:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,8 +18,14 @@ from typing import Any
 
 from filelock import Timeout
 
+from canal.app.at_work import note_run, run_holder, run_lock
 from canal.app.creating import complete_project, require_used
-from canal.app.planning import StagePlan, require_mergeable, run_lock, stage_fates, uncommitted
+from canal.app.planning import (
+    StagePlan,
+    require_mergeable,
+    stage_fates,
+    uncommitted,
+)
 from canal.app.project import Project, git
 from canal.config.layout import Layout
 from canal.core.errors import CanalError, HistoryError, tell
@@ -38,6 +45,8 @@ _WRITING_S = 0.5
 _STOPPED = "canal: the run failed: see the error above, before the table"
 _PATIENCE_S = 3.0
 """How long a run waits for a `canal plan` to end."""
+_IN_GROUP_S = 0.5
+"""How long a run that was interrupted alone waits before it interrupts what it has started."""
 _AT_WORK = 75
 """Exit code of `reproduce` where another run is at work (EX_TEMPFAIL of sysexits.h)."""
 
@@ -57,10 +66,11 @@ def main(root: Path | None = None, as_json: bool = False) -> int:
         complete_project(Path.cwd())
         with told_together(Layout(Path.cwd()).last_line):
             watch(2 * AROUND)  # later than DVC's process, which is later than those of the steps
-            reproduced = ("canal.runtime.warm", "python", "-m", "canal.app.running", "dvc")
+            own = ("canal.app.running", "dvc", str(os.getpid()))
+            reproduced = ("canal.runtime.warm", "python", "-m", *own)
             stopped = run_module("starting DVC", *reproduced, quiet=as_json)
             if stopped == _AT_WORK:
-                tell("canal: another `canal run` is at work in this folder: wait for it, or end it")
+                tell(_another(run_holder(Path.cwd())))
                 return 1
             synced = ("canal.cli", "registry", "sync")
             code = run_module("starting to register", *synced, quiet=as_json) or stopped
@@ -78,6 +88,17 @@ def main(root: Path | None = None, as_json: bool = False) -> int:
         for line in (*lines, *(() if as_json else to_commit(Path.cwd()))):
             sys.stdout.write(f"{line}\n")
     return code
+
+
+def _another(holder: str) -> str:
+    """Return the refusal of a second run in a folder; ``holder`` is what `run_holder` says of the first."""
+    if not holder:
+        return "canal: another `canal run` is at work in this folder: wait for it, or end it"
+    process = holder.split()[1].rstrip(",")
+    return (
+        f"canal: another `canal run` is at work in this folder, {holder}: wait for it, or end it with "
+        f"`kill -INT {process}`"
+    )
 
 
 def check_before_run() -> list[StagePlan]:
@@ -106,8 +127,8 @@ def outcome(planned: Sequence[StagePlan], seconds: float) -> dict[str, Any]:
     """Return which stages a run has learned and kept, with their versions, and what is to be committed."""
     project = Project.open()
     found: dict[str, Any] = {"seconds": round(seconds, 1), "to_commit": changed_files(project.layout.root)}
-    for what, fate in (("learned", "learn"), ("kept", "keep")):
-        versions = {one.stage: project.learned(one.stage) for one in planned if one.fate == fate}
+    for what, fates in (("learned", ("learn", "register")), ("kept", ("keep",))):
+        versions = {one.stage: project.learned(one.stage) for one in planned if one.fate in fates}
         found[what] = [{"stage": name, "version": one.number} for name, one in versions.items() if one]
     return found
 
@@ -121,9 +142,10 @@ def happened(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def reproduce() -> int:
+def reproduce(caller: int) -> int:
     """Run `dvc repro`, one at a time in a folder, and return its exit code.
 
+    ``caller`` is the process that a person called, which a second run names.
     Of DVC's own output errors and the names of its steps are shown. The lock is held here, for this process
     survives a kill of the one that a person called.
     """
@@ -139,6 +161,7 @@ def reproduce() -> int:
             doing("DVC: looking for steps whose inputs have changed") as now,
         ):
             mend_locks(Path.cwd())
+            note_run(Path.cwd(), caller)
 
             def tell_step(record: logging.LogRecord) -> bool:
                 """Name the step that DVC begins in one line of ours, in place of DVC's."""
@@ -224,13 +247,42 @@ def run_module(what: str, module: str, *arguments: str, quiet: bool = False) -> 
     try:
         with doing(what):
             code = process.wait()
-    except KeyboardInterrupt:  # the terminal sends it to the process, too, which ends in its own time
+    except KeyboardInterrupt:
+        forward = not _in_foreground()
         while process.poll() is None:
-            with suppress(KeyboardInterrupt):
-                process.wait()
+            with suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+                process.wait(_IN_GROUP_S if forward else None)
+            if forward:
+                forward = False
+                _interrupt_all(process.pid)
         raise
     return code if code >= 0 else 128 - code
 
 
+def _in_foreground() -> bool:
+    """Whether Ctrl-C in a terminal reaches this process: then the processes that it started had it, too."""
+    try:
+        with Path("/dev/tty").open("rb") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def _interrupt_all(process: int) -> None:
+    """Interrupt a process and all that it has started, as a terminal would.
+
+    DVC and the fork server leave Ctrl-C to the step, which is their child, so it is not enough to tell them.
+    """
+    import psutil  # type: ignore[import-untyped]  # DVC brings it
+
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(process)
+        for one in (*first.children(recursive=True), first):
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGINT)
+
+
 if __name__ == "__main__":
-    sys.exit(reproduce() if sys.argv[1:] == ["dvc"] else main())
+    if sys.argv[1:2] == ["dvc"]:
+        sys.exit(reproduce(int(sys.argv[2]) if sys.argv[2:] else os.getppid()))
+    sys.exit(main())

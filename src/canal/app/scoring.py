@@ -14,7 +14,7 @@ import pandas as pd
 
 from canal.app.models import LoadedModels
 from canal.app.project import Project
-from canal.core.errors import CanalError, RegistryError, did_you_mean
+from canal.core.errors import CanalError, RegistryError, there_are
 from canal.core.files import read_json, scratch_folder
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
@@ -188,9 +188,7 @@ def _predict_file(
     project = loaded.project
     name = stage or project.config.last_stage
     if name not in project.config.stages:
-        known = project.config.stages
-        near = did_you_mean(name, known)
-        raise RegistryError(f"no stage {name!r} in params.yaml; there are {', '.join(known)}{near}")
+        raise RegistryError(f"no stage {name!r} in params.yaml{there_are(name, project.config.stages)}")
     source = project.config.stages[name].source
     settings = PrepareSettings(project.config.min_genes(source), project.config.prepare.chunk_cells)
     with scratch_folder("compare") as scratch:

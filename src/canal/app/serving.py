@@ -24,6 +24,7 @@ from canal.app.connections import PATIENCE, PatientProtocol, read_token
 from canal.app.models import serving_version
 from canal.app.project import Project
 from canal.core.errors import RegistryError, tell
+from canal.core.files import scratch_folder
 from canal.core.progress import doing
 
 _SETTINGS = "CANAL_SERVING"
@@ -32,6 +33,11 @@ _SETTINGS = "CANAL_SERVING"
 _HERE = ("127.0.0.1", "localhost", "::1")
 _LARGE = 4 << 20
 """Size of a body in bytes from which on freed memory is returned to the system."""
+
+_MOST_LOST = 3
+"""Workers that may end before they have loaded the model, after which it is not tried again."""
+_REASON = "reason"
+"""The file in which a worker says why it could not load the model."""
 
 _FORM = '{"dataframe_split": {"columns": [genes], "data": [[values of a cell]]}}'
 
@@ -84,10 +90,20 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
     class Supervisor(Multiprocess):
         """Notices at once that a worker died while it was asked whether it lives."""
 
+        lost = 0
+        """Workers that ended before they had loaded the model."""
+
         def keep_subprocess_alive(self) -> None:
-            """Restart dead workers; a pipe of which only the worker has the other end breaks with it."""
+            """Restart dead workers; a pipe of which only the worker has the other end breaks with it.
+
+            One that cannot load the model would fail for ever: after a few of them nothing is restarted.
+            """
             for process in self.processes:
                 process.child_conn.close()
+                if process.exitcode is not None and not (loaded / str(process.pid)).exists():
+                    self.lost += 1
+            if self.lost >= _MOST_LOST:
+                self.should_exit.set()
             super().keep_subprocess_alive()
 
     if options.token_file is not None:
@@ -97,11 +113,6 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
     folder = project.store.artifacts(version)
     settings = {"folder": str(folder), "max_bytes": options.max_mb << 20}
     settings |= {"token_file": str(options.token_file.resolve())} if options.token_file else {}
-    os.environ |= {
-        _SETTINGS: json.dumps(settings),
-        PATIENCE: str(options.patience),
-        "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(options.timeout),
-    }
     if options.host not in _HERE and options.token_file is None:
         tell(
             f"{options.host}: everybody who can reach port {options.port} may send requests; --token-file "
@@ -128,7 +139,22 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
     tell(
         f"version {version.number} ({version.stage}) answers at http://{options.host}:{options.port}/invocations"
     )
-    Supervisor(config, sockets=[socket]).run()
+    with scratch_folder("serve") as loaded:
+        os.environ |= {
+            _SETTINGS: json.dumps({**settings, "loaded": str(loaded)}),
+            PATIENCE: str(options.patience),
+            "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(options.timeout),
+        }
+        supervisor = Supervisor(config, sockets=[socket])
+        supervisor.run()
+        if supervisor.lost >= _MOST_LOST:
+            reason = loaded / _REASON
+            why = reason.read_text(encoding="utf-8") if reason.is_file() else "each ended without a word"
+            raise RegistryError(
+                f"version {version.number} is not served: {_MOST_LOST} workers ended before they had loaded "
+                f"it ({why}). A lack of memory ends a worker without a word: try --workers 1; `canal audit "
+                f"{version.number}` looks at its files, `canal doctor` at the packages"
+            )
 
 
 @doing("auditing the version before it serves")
@@ -148,14 +174,18 @@ def _require_clean_audit(project: Project, number: int) -> None:
 
 def application() -> Checked:
     """Return the application of a worker, for uvicorn; loads the model."""
-    import mlflow
-    from mlflow.pyfunc import scoring_server
+    settings, loaded = _worker_settings(), Path(_worker_settings()["loaded"])
+    try:
+        import mlflow
+        from mlflow.pyfunc import scoring_server
 
-    settings = _worker_settings()
-    token = read_token(Path(settings["token_file"])) if "token_file" in settings else ""
-    return Checked(
-        scoring_server.init(mlflow.pyfunc.load_model(settings["folder"])), settings["max_bytes"], token
-    )
+        token = read_token(Path(settings["token_file"])) if "token_file" in settings else ""
+        served = scoring_server.init(mlflow.pyfunc.load_model(settings["folder"]))
+    except Exception as error:  # whatever it is, the supervisor tells it once
+        (loaded / _REASON).write_text(f"{type(error).__name__}: {str(error)[:500]}", encoding="utf-8")
+        raise SystemExit(1) from error
+    (loaded / str(os.getpid())).touch()
+    return Checked(served, settings["max_bytes"], token)
 
 
 @cache

@@ -18,7 +18,7 @@ from canal.annotation.columns import UNASSIGNED
 from canal.app.project import Project
 from canal.config.sections import NAME_PATTERN
 from canal.core.digests import file_digest
-from canal.core.errors import AuditError, DataError, HistoryError, RegistryError, SumsError
+from canal.core.errors import AuditError, DataError, HistoryError, RegistryError, SumsError, no_such_file
 from canal.core.files import read_json, scratch_folder, write_json
 from canal.data.split import SUMMED
 from canal.memory.joining import n_recovered
@@ -117,7 +117,7 @@ class OverlapKey:
             If the file is missing, or holds too few bytes to be a secret.
         """
         if not path.is_file():
-            raise DataError(f"{path}: no such file; it must hold the secret that the sites agreed on")
+            raise DataError(no_such_file(path, "it must hold the secret that the sites agreed on"))
         secret = path.read_bytes().strip()
         if len(secret) < _SHORTEST_KEY:
             raise DataError(

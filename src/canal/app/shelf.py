@@ -21,7 +21,7 @@ from filelock import FileLock
 from platformdirs import user_data_path
 
 from canal.core.digests import file_digest
-from canal.core.errors import CanalError, DataError, RegistryError, did_you_mean
+from canal.core.errors import CanalError, DataError, RegistryError, no_such_file, there_are
 from canal.core.files import new_folder, read_json, scratch_folder, write_json
 from canal.core.progress import doing
 from canal.data.split import SUMMED
@@ -44,6 +44,9 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _ABOUT, _BUNDLE, _FORMAT = "shelf.json", "bundle", 1
 _FIELDS = ("added", "source", "sha256", "manifest")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+OTHER_MODELS = "`canal export` writes one, `canal models list` names others"
+"""What is said where a model's file is not there."""
+
 ALIASES = {"champion", "candidate", "previous", "latest"}
 """Names that `--model` takes for versions of a project."""
 
@@ -121,9 +124,12 @@ def shelved(name: str) -> Shelved:
         If there is none, or what the shelf says of it is damaged.
     """
     if not on_shelf(name):
-        known = ", ".join(shelf_names()) or "none yet"
-        near = did_you_mean(name, shelf_names())
-        raise RegistryError(f"no model {name[:80]!r} on the shelf; there are {known}{near}")
+        if not (names := shelf_names()):
+            raise RegistryError(
+                f"no model {name[:80]!r} on the shelf, which holds none yet: `canal models add FILE.zip` "
+                "puts a file of `canal export` there; --model FILE.zip takes one where it lies"
+            )
+        raise RegistryError(f"no model {name[:80]!r} on the shelf{there_are(name, names)}")
     path = shelf_folder() / name / _ABOUT
     try:
         about = read_json(path)
@@ -280,7 +286,7 @@ def show_model(wanted: str) -> Document:
         return describe(one)
     path = Path(wanted).expanduser()
     if not path.exists():
-        raise DataError(f"{path}: no such file")
+        raise DataError(no_such_file(path, OTHER_MODELS))
     with proven_bundle(path) as (folder, manifest, chain):
         named = {"name": None, "source": str(path), "sha256": bundle_digest(path)}
         return {**named, **_content(folder, manifest), "holds": held_cells(chain)}

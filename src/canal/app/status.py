@@ -14,7 +14,8 @@ from typing import Any
 
 from canal.annotation.columns import UNASSIGNED
 from canal.annotation.records import read_log
-from canal.app.planning import StagePlan, require_mergeable, run_at_work, stage_fates
+from canal.app.at_work import run_at_work
+from canal.app.planning import StagePlan, require_mergeable, stage_fates
 from canal.app.project import Project
 from canal.app.running import changed_files
 from canal.app.versions import decisions
@@ -234,6 +235,10 @@ def _to_do(
     """
     if (names := [one.stage for one in fates if one.fate == "learn"]) and not running:
         yield Need(f"params.yaml asks for what is not learned: {', '.join(names)}", "canal run")
+    if (names := [one.stage for one in fates if one.fate == "register"]) and not running:
+        yield Need(
+            f"learned by a run that was interrupted, and not registered: {', '.join(names)}", "canal run"
+        )
     for one in fates:
         if one.fate == "refuse":
             yield Need(f"a run would refuse {one.stage}: {one.why}", "canal plan")

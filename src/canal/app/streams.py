@@ -20,7 +20,7 @@ from canal.config.sections import (
 )
 from canal.config.stage_sections import Source
 from canal.config.yaml_file import dumped, parse, parse_yaml, round_trip, with_stage
-from canal.core.errors import ConfigError, SourceError, did_you_mean
+from canal.core.errors import ConfigError, SourceError, no_such_file, there_are
 from canal.io.arrays import EXAMPLES, listed
 
 _STREAMS = Path(__file__).parent / "templates" / "streams"
@@ -142,8 +142,7 @@ def find_stream(name: str, options: StreamOptions, root: Path) -> Stream:
     """
     known = _document(_STREAMS / f"{name}.yaml") if name in stream_names() else None
     if known is None:
-        near = did_you_mean(name, stream_names())
-        raise ConfigError(f"no stream {name[:80]!r}; there are {', '.join(stream_names())}{near}")
+        raise ConfigError(f"no stream {name[:80]!r}{there_are(name, stream_names())}")
     stages = {stage: known["stages"].get(stage) or {} for stage in options.order or known["stages"]}
     if not stages:
         raise ConfigError(
@@ -181,16 +180,12 @@ def _own_sources(path: Path | None, stages: Sequence[str]) -> dict[str, dict[str
     if path is None:
         return {}
     if not path.is_file():
-        raise ConfigError(
-            f"--sources {path}: no such file; it must map a stage to keys of params.yaml's sources"
-        )
+        what = "it must map a stage to keys of params.yaml's sources"
+        raise ConfigError(f"--sources {no_such_file(path, what)}")
     document = _document(path)
     for stage, entry in document.items():
         if stage not in stages:
-            raise ConfigError(
-                f"{path}: {stage!r} is no data set of the stream; there are {', '.join(stages)}"
-                f"{did_you_mean(str(stage), stages)}"
-            )
+            raise ConfigError(f"{path}: {stage!r} is no data set of the stream{there_are(stage, stages)}")
         if not isinstance(entry, dict) or (wrong := [one for one in entry if one not in _PER_SOURCE]):
             what = f"unknown key {wrong[0]!r}" if isinstance(entry, dict) else "no mapping"
             raise ConfigError(f"{path}, {stage}: {what}; expected some of {', '.join(sorted(_PER_SOURCE))}")

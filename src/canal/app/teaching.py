@@ -17,7 +17,7 @@ from canal.config.sections import Method
 from canal.config.stage_sections import Source
 from canal.config.yaml_file import save
 from canal.core.digests import file_digest
-from canal.core.errors import CanalError, ConfigError, DataError, GateError, did_you_mean, tell
+from canal.core.errors import CanalError, ConfigError, DataError, GateError, tell, there_are
 from canal.core.files import new_file, scratch_folder
 from canal.quality.verdict import Verdict
 from canal.runtime.startup import own_code
@@ -113,10 +113,7 @@ def _require_words(stage: str, reading: Mapping[str, Any]) -> None:
         raise ConfigError("stage is missing: cells in memory have no name; give the stage one, stage='blood'")
     known = [*Reading.__annotations__]
     if unknown := [name for name in reading if name not in known]:
-        near = did_you_mean(unknown[0], known)
-        raise ConfigError(
-            f"canal.learn has no option {', '.join(unknown)}; there are {', '.join(known)}{near}"
-        )
+        raise ConfigError(f"canal.learn has no option {', '.join(unknown)}{there_are(unknown[0], known)}")
     if "values" not in reading:
         raise ConfigError("values is missing: what the cells' values are, counts, log1p_10k or log2p_10k")
 

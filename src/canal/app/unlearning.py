@@ -40,7 +40,7 @@ from canal.config.yaml_file import parse
 from canal.continual.bank import PROBE, Probe
 from canal.continual.stage import ExactTask, finish_exact
 from canal.core.digests import json_digest
-from canal.core.errors import HistoryError, did_you_mean
+from canal.core.errors import HistoryError, there_are
 from canal.core.progress import doing
 from canal.data.split import SUMMED, write_split
 from canal.memory.stage_sums import OWN_BATCHES, StageSums
@@ -140,8 +140,7 @@ def _prepare(project: Project, before: str, withdrawal: Withdrawal) -> _Work:
     config, text = project.config, before
     if withdrawal.source not in config.sources:
         raise HistoryError(
-            f"no source {withdrawal.source!r} in params.yaml; there are {', '.join(config.sources)}"
-            f"{did_you_mean(withdrawal.source, config.sources)}"
+            f"no source {withdrawal.source!r} in params.yaml{there_are(withdrawal.source, config.sources)}"
         )
     if withdrawal.source in config.backbone.unlabelled:
         raise HistoryError(

@@ -17,7 +17,7 @@ from typing import Any
 from canal.app.project import Project
 from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
-from canal.core.errors import CanalError, RegistryError, did_you_mean, tell
+from canal.core.errors import CanalError, RegistryError, tell, there_are
 from canal.core.files import new_folder, read_json
 from canal.core.progress import doing
 from canal.registry.ledger.joined import ledger_erased
@@ -130,11 +130,10 @@ def output_schema(command: str) -> Document:
     """
     document = read_json(Path(__file__).with_name("schemas") / "outputs.json")
     if command not in document["commands"]:
-        known = ", ".join(sorted(document["commands"]))
-        raise RegistryError(
-            f"no schema {command[:80]!r}; there are key, record and those of commands: {known}"
-            f"{did_you_mean(command, document['commands'])}"
+        known = there_are(
+            command, sorted(document["commands"]), "there are key, record and those of commands:"
         )
+        raise RegistryError(f"no schema {command[:80]!r}{known}")
     found, definitions = document["commands"][command], document["$defs"]
     used: Document = {}
     while names := {*re.findall(r"#/\$defs/(\w+)", json.dumps([found, used]))} - used.keys():
@@ -225,7 +224,8 @@ def decisions(entries: Sequence[Entry], version: Version) -> Document:
     served = [
         {
             **_decision(entry),
-            "overrides": list(entry.document["details"].get("overrides", ())),
+            "overrides": (passed := list(entry.document["details"].get("overrides", ()))),
+            "not_judged": [rule for rule in passed if rule not in set(overridden_failures(entry))],
             "too_few": entry.document["details"].get("too_few", ""),
             "until": next((_decision(one) for one in moves if one.seq > entry.seq), None),
         }

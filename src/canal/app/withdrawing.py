@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.app.project import Project
-from canal.core.errors import DataError, HistoryError, SumsError, did_you_mean
+from canal.core.errors import DataError, HistoryError, SumsError, did_you_mean, no_such_file
 from canal.core.files import parse_json
 from canal.data.panel import choose_panel
 from canal.data.prepared import PreparedCells
@@ -204,7 +204,7 @@ def read_names_of_cells(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     if not path.is_file():
-        raise DataError(f"{path}: no such file; it must hold a name of a cell on each line")
+        raise DataError(no_such_file(path, "it must hold a name of a cell on each line"))
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

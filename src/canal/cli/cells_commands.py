@@ -1,4 +1,4 @@
-"""Commands that read cells: annotate, validate, novel, explain, who, serve; and markers, of a version."""
+"""Commands that read cells: validate, novel, explain, who, serve; and markers, of a version."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,6 +7,7 @@ import typer
 
 from canal import app
 from canal.cli.parsing import (
+    MODEL,
     AsJson,
     Batch,
     Everything,
@@ -25,21 +26,13 @@ from canal.cli.parsing import (
     open_project,
     show_result,
 )
-from canal.core.errors import CanalError, ConfigError
+from canal.core.errors import ConfigError
 from canal.report.cell_tables import explanation_table, marker_table, novel_table, who_group
 from canal.report.gate_tables import verdict_table
-from canal.report.terminal import annotation_table, cells_progress
 
 
 def add_to(to: typer.Typer) -> None:
     """Add this module's commands to the command line."""
-    to.command(
-        epilog=examples(
-            "canal annotate new.h5ad -o labelled.h5ad --layer counts",
-            "canal annotate filtered_feature_bc_matrix.h5 -o labels.csv",
-            "canal annotate new.h5ad -o labelled.h5ad --model lung-atlas.zip",
-        )
-    )(annotate)
     to.command(epilog=examples("canal novel labelled.h5ad -o novel.csv --batch donor"))(novel)
     to.command(epilog=examples("canal explain labelled.h5ad -o genes.csv --top 10"))(explain)
     to.command(epilog=examples("canal markers champion -o genes.csv --top 20"))(markers)
@@ -51,119 +44,6 @@ def add_to(to: typer.Typer) -> None:
             "canal validate lung.h5ad --label cell_type --values counts --map map.csv",
         )
     )(validate)
-
-
-_MODEL = (
-    "A version of the project (by default the champion), FILE.zip of canal export, or a name of canal models."
-)
-Model = Annotated[str | None, typer.Option(help=_MODEL, autocompletion=complete_model)]
-
-
-def annotate(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="IN", help="Cells to label, never changed: h5ad, zarr, 10x, loom, csv, tsv."),
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="The labelled copy; .csv or .parquet: labels alone.")
-    ],
-    model: Model = None,
-    layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
-    use_raw: Annotated[bool, typer.Option("--use-raw", help="The same as --layer raw.")] = False,
-    values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",
-    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
-    gene_map: Annotated[Path | None, typer.Option(help="Table: Ensembl id, symbol (tab).")] = None,
-    aliases: Annotated[
-        Path | None, typer.Option(help="Table: outdated symbol, today's (tab); or HGNC's own.")
-    ] = None,
-    species: Annotated[
-        Literal["auto", "human", "mouse"], typer.Option(help="Whose genes; a mouse's are translated.")
-    ] = "auto",
-    orthologs: Annotated[
-        Path | None, typer.Option(help="Table: mouse gene, human gene (tab); by default canal's own.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Label although too few genes are there.")] = False,
-    only_obs: Annotated[
-        bool, typer.Option("--only-obs", help="Write the labels alone, as .csv or .parquet.")
-    ] = False,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Write the probability of every type, too.")
-    ] = False,
-    latent: Annotated[
-        bool, typer.Option("--latent", help="Write the model's embedding, too, as obsm X_canal.")
-    ] = False,
-    key_added: Annotated[
-        str, typer.Option(metavar="NAME", help="What written names begin with; other labels stay.")
-    ] = "canal",
-    max_novelty: Annotated[
-        float | None, typer.Option(metavar="X", help="Cells of higher novelty are Unassigned, too.")
-    ] = None,
-    min_confidence: Annotated[
-        float | None, typer.Option(metavar="X", help="Cells of lower confidence are Unassigned, too.")
-    ] = None,
-    vote: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Majority vote by clusters: a column of obs, louvain or leiden."),
-    ] = None,
-    min_share: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Share of a cluster its majority needs; else its vote is Mixed."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was interrupted.")] = False,
-    chunk_cells: Annotated[int, typer.Option(min=1, help="Cells held in memory at a time.")] = 2000,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto is a GPU where there is one.")
-    ] = "auto",
-    dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="bfloat16 is faster where the machine has it.")
-    ] = "float32",
-    effort: Annotated[
-        Literal["full", "fast"],
-        typer.Option(help="fast: the sums answer, the network only where they are unsure."),
-    ] = "full",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Processor cores to use; by default all.")
-    ] = None,
-    root: Root = None,
-    as_json: AsJson = False,
-) -> None:
-    """Label the cells of a file: type, confidence and novelty of each.
-
-    A cell of no known type is "Unassigned".
-    """
-    if use_raw and layer != "X":
-        raise CanalError(f"--use-raw means --layer raw, but --layer {layer} was also given: leave one out")
-    options = app.annotating.Options(
-        layer="raw" if use_raw else layer,
-        values=values,
-        gene_column=gene_column,
-        chunk_cells=chunk_cells,
-        force=force,
-        naming=app.annotating.Naming(species, orthologs, aliases, gene_map),
-        overwrite=overwrite,
-        only_obs=only_obs,
-        probabilities=probabilities,
-        latent=latent,
-        key_added=key_added,
-        max_novelty=max_novelty,
-        min_confidence=min_confidence,
-        vote=vote,
-        min_share=min_share,
-        resume=resume,
-        device=device,
-        dtype=dtype,
-        effort=effort,
-    )
-    app.annotating.use_machine(threads, options, note)
-    with cells_progress() as on_cells:
-        summary = app.annotating.annotate_file(
-            source, output, options, model, app.annotating.Callbacks(note, on_cells), root
-        )
-    if as_json:
-        show_result(summary.to_json(), as_json)
-        return
-    show_result(annotation_table(summary.to_json()), as_json=False)
 
 
 def validate(
@@ -317,7 +197,7 @@ def explain(
 
 
 def markers(
-    version: Annotated[str | None, typer.Argument(help=_MODEL, autocompletion=complete_model)] = None,
+    version: Annotated[str | None, typer.Argument(help=MODEL, autocompletion=complete_model)] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A CSV file of types and genes.")
     ] = None,

@@ -1,5 +1,6 @@
 """Options that several commands share, and functions that print results and notes."""
 
+import inspect
 import json
 import re
 import sys
@@ -44,6 +45,24 @@ def examples(*commands: str) -> str:
         lines.append(indent + line)
     # Markup at both ends keeps rich from stripping the indentation.
     return "\n".join([lines[0], *(f"[cyan]{escape(line)}[/cyan]" for line in lines[1:])])
+
+
+def flowing(commands: typer.Typer) -> None:
+    """Let the help of all commands flow: lines of a docstring end elsewhere than those of a terminal."""
+    for one in commands.registered_commands:
+        if one.callback is not None:
+            one.help = _paragraphs(one.callback)
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            flowing(group.typer_instance)
+    about = commands.registered_callback
+    if about is not None and about.callback is not None:
+        about.help = _paragraphs(about.callback)
+
+
+def _paragraphs(command: "Callable[..., Any]") -> str:
+    """Return a docstring, each of its paragraphs on one line."""
+    return "\n\n".join(" ".join(one.split()) for one in (inspect.getdoc(command) or "").split("\n\n"))
 
 
 def shown_examples(epilog: str) -> list[str]:
@@ -134,6 +153,12 @@ def note(line: str) -> None:
 def complete_model(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return the versions and models on the shelf that ``--model`` may name, for completion in a shell."""
     return _beginning(incomplete, lambda: app.models.model_names(ctx.params.get("root")))
+
+
+MODEL = (
+    "A version of the project (by default the champion), FILE.zip of canal export, or a name of canal models."
+)
+Model = Annotated[str | None, typer.Option(help=MODEL, autocompletion=complete_model)]
 
 
 def complete_shelved(incomplete: str) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Commands about a project as a whole: init, plan, run, status, doctor, upgrade."""
+"""Commands about a project as a whole: init, plan, run, status, watch, doctor, upgrade."""
 
 import os
 import shlex
@@ -27,6 +27,7 @@ from canal.cli.parsing import (
     show_result,
 )
 from canal.core.errors import CanalError, ConfigError
+from canal.report.drift import plot, watch_group
 from canal.report.gate_tables import verdict_table
 from canal.report.project_tables import doctor_table, plan_table, status_group
 
@@ -45,6 +46,13 @@ def add_to(to: typer.Typer) -> None:
     to.command(epilog=examples("canal plan", "canal plan --json | jq '.stages[] | {stage, fate}'"))(plan)
     to.command(epilog=examples("canal run", "canal run --dry-run"))(run)
     to.command(epilog=examples("canal status", "canal status --json | jq '.needs[].command'"))(status)
+    to.command(
+        epilog=examples(
+            "canal watch",
+            "canal watch 2 --since 2026-01 --by file",
+            "canal watch --json | jq '.alarms[].what'",
+        )
+    )(watch)
     to.command(epilog=examples("canal doctor", "canal doctor --json | jq '.[] | .found'"))(doctor)
     to.command(epilog=examples("canal upgrade --dry-run", "canal upgrade"))(upgrade)
 
@@ -62,6 +70,10 @@ def init(
     batch: Batch = None,
     gene_column: GeneColumn = None,
     min_genes: MinGenes = None,
+    species: Annotated[
+        Literal["human", "mouse"] | None,
+        typer.Option(help="Whose genes the lineage learns; by default human. No gene is translated."),
+    ] = None,
     method: Annotated[
         Method | None,
         typer.Option(
@@ -100,7 +112,10 @@ def init(
     }  # fmt: skip
     of_stream: dict[str, Any] = {"data": data, "order": order, "sources": sources, "held_out": held_out}
     _require_fitting(first, demo, stream, of_file, of_stream)
-    wish = app.creating.Wish(method or ("published" if stream else "exact"), demo=demo)
+    _require_own(demo, stream, method, species)
+    app.creating.require_room(folder)
+    learner: Method = method or ("published" if stream else "exact")
+    wish = app.creating.Wish(learner, demo=demo, species=species or "human")
     if first is not None:
         of_first = declared_source(first, of_file, folder)
         name = stage or app.creating.name_from(first.stem, "first")
@@ -126,6 +141,20 @@ def init(
     begun = first or demo or stream
     begin = "canal plan, canal run" if begun else "canal stage add NAME --file FILE.h5ad --values counts"
     note(f"next: cd {shlex.quote(os.path.relpath(made.root))}; {begin}")
+
+
+def _require_own(demo: bool, stream: str | None, method: str | None, species: str | None) -> None:
+    """Refuse what a demonstration or a stream brings itself: they would not listen to it."""
+    if demo and (method or species):
+        given, what = ("--method", method) if method else ("--species", species)
+        raise ConfigError(
+            f"{given} {what}: the demonstration comes with its parameters, human genes and the method "
+            f"combined: leave one of {given} and --demo out"
+        )
+    if stream is not None and species is not None:
+        raise ConfigError(
+            f"--species {species}: a stream names its species itself: leave one of --species and --stream out"
+        )
 
 
 def _require_fitting(
@@ -230,6 +259,33 @@ def status(root: Root = None, as_json: AsJson = False) -> None:
         except CanalError as error:
             raise CanalError(f"{error}. `canal doctor` checks everything else") from error
     show_result(found if as_json else status_group(found), as_json)
+
+
+def watch(
+    version: Annotated[
+        str | None, typer.Argument(help="Number or alias; by default the champion, else the newest.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(metavar="YYYY-MM", help="The first month to show.")] = None,
+    by: Annotated[
+        Literal["month", "file"], typer.Option(help="What is judged as one: a month's cells, or a file's.")
+    ] = "month",
+    figure: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it, too: .svg, .png or .pdf.")
+    ] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show whether new cells are still like the test cells.
+
+    By the records of what a version labelled: Unassigned share, novelty, confidence, types, genes and depth,
+    beside what was measured on its test cells. Exit code 3 where something left its range, 1 for an error.
+    """
+    document = app.watching.watch(open_project(root), version, since, by)
+    show_result(document if as_json else watch_group(document), as_json)
+    if figure is not None:
+        note(f"wrote {plot(document, figure)}")
+    if document["alarms"]:
+        raise typer.Exit(app.watching.ALARM_CODE)
 
 
 def doctor(root: Root = None, as_json: AsJson = False) -> None:

@@ -11,13 +11,24 @@ from typer.core import TyperGroup
 from canal import __version__, app
 from canal.cli import (
     cells_commands,
+    labelling_commands,
     ledger_commands,
     models_commands,
     project_commands,
     stages_commands,
     versions_commands,
 )
-from canal.cli.parsing import AsJson, KeyFile, Root, examples, note, open_project, show_result, signer
+from canal.cli.parsing import (
+    AsJson,
+    KeyFile,
+    Root,
+    examples,
+    flowing,
+    note,
+    open_project,
+    show_result,
+    signer,
+)
 from canal.core.errors import CanalError, RegistryError, tell
 from canal.core.files import system_refusal
 from canal.core.packages import DISTRIBUTION, named_packages, other_canal
@@ -27,7 +38,7 @@ from canal.report.terminal import lineage_report, version_panel, versions_table
 from canal.runtime.startup import INTERRUPTED, begin, exit_code, leave
 
 PANELS = {
-    "Label cells": ("annotate", "novel", "explain", "markers", "who", "models", "serve"),
+    "Label cells": ("annotate", "collect", "novel", "explain", "markers", "who", "watch", "models", "serve"),
     "Learn": ("plan", "run", "validate", "stage", "tune", "backbone", "basis", "sums"),
     "Registry": (
         "versions",
@@ -69,6 +80,7 @@ command_line = typer.Typer(
 )
 registry_app = typer.Typer(no_args_is_help=True, help="The MLflow registry that holds the versions.")
 for module in (
+    labelling_commands,
     cells_commands,
     models_commands,
     versions_commands,
@@ -315,6 +327,8 @@ def report(
         show_result({"page": str(page), **document}, as_json)
     note(f"wrote {page}")
 
+
+flowing(command_line)
 
 if __name__ == "__main__":
     main()

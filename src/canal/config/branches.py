@@ -6,7 +6,7 @@ from typing import Any
 from canal.config.params import Config
 from canal.config.sections import BACKBONE
 from canal.config.yaml_file import dumped, parse, put_entry, round_trip, with_tune
-from canal.core.errors import ConfigError, did_you_mean
+from canal.core.errors import ConfigError, there_are
 
 
 def with_branch(text: str, name: str) -> tuple[str, list[str]]:
@@ -22,7 +22,7 @@ def with_branch(text: str, name: str) -> tuple[str, list[str]]:
     config = parse(text)
     if name != BACKBONE and name not in config.stages:
         known = (BACKBONE, *config.stages)
-        raise ConfigError(f"no stage {name!r}; there are {', '.join(known)}{did_you_mean(name, known)}")
+        raise ConfigError(f"no stage {name!r}{there_are(name, known)}")
     relearned = [
         stage for stage in config.stages if name == BACKBONE or name in (*config.ancestors(stage), stage)
     ]

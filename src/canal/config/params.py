@@ -29,7 +29,7 @@ from canal.config.sections import (
     Split,
 )
 from canal.config.stage_sections import Source, Stage, without_groups
-from canal.core.errors import ConfigError, did_you_mean
+from canal.core.errors import ConfigError, did_you_mean, there_are
 
 Dimension = Literal["learning_rate", "label_smoothing", "max_epochs"]
 
@@ -247,14 +247,12 @@ class Config(Section):
 
 def _check_references(config: Config) -> None:
     """Raise for names of sources and stages that do not exist, and for settings that exclude each other."""
-    known = ", ".join(config.sources) or "none"
     seen: list[str] = []
     for name, stage in config.stages.items():
         if name == BACKBONE:
             raise DanglingNameError(f"stages.{name}", "this name is reserved for the pretrained network")
         if stage.source not in config.sources:
-            near = did_you_mean(stage.source, config.sources)
-            message = f"no source {stage.source!r}; there are {known}{near}"
+            message = f"no source {stage.source!r}{there_are(stage.source, config.sources)}"
             raise DanglingNameError(f"stages.{name}.source", message)
         if stage.parent != BACKBONE and stage.parent not in seen:
             before = ", ".join(seen) or "none"
@@ -280,7 +278,7 @@ def _check_references(config: Config) -> None:
         raise DanglingNameError(f"stages.{config.root_stage}.panel.grow", message)
     for extra in config.backbone.extra_stages:
         if extra not in config.stages:
-            message = f"no stage {extra!r}{did_you_mean(extra, config.stages)}"
+            message = f"no stage {extra!r}{there_are(extra, config.stages)}"
             raise DanglingNameError("backbone.extra_stages", message)
     _check_unlabelled(config)
     for name in config.stages:
@@ -305,8 +303,7 @@ def _check_unlabelled(config: Config) -> None:
             raise DanglingNameError(f"sources.{source}.label", f"{message} (backbone.unlabelled needs none)")
     for name in config.backbone.unlabelled:
         if name not in config.sources:
-            near = did_you_mean(name, config.sources)
-            raise DanglingNameError(path, f"no source {name!r}; there are {', '.join(config.sources)}{near}")
+            raise DanglingNameError(path, f"no source {name!r}{there_are(name, config.sources)}")
         if name in learned:
             message = (
                 f"stage {learned[name]} learns from {name}: its training cells pre-train by extra_stages"

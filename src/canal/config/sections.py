@@ -53,11 +53,17 @@ class Prepare(Section):
     """Rows of a file that are held in memory at a time."""
 
 
+Species = Literal["human", "mouse"]
+
+
 class Gate(Section):
     """Bounds of the quality gate that every stage has to pass."""
 
-    species: Literal["human", "mouse"] = "human"
+    species: Species = "human"
     """Whose gene symbols a source must have; a lineage is of one species."""
+    known_genes: float = Field(default=0.1, ge=0, le=1)
+    """Share of a source's symbols that canal's table of the species' genes must know, where the source has
+    1,000 genes or more; below: refused. 0 asks nothing."""
     min_cells: int = Field(default=50, ge=1)
     """Cells that a source must have; fewer: refused."""
     min_cells_per_type: int = Field(default=5, ge=1)

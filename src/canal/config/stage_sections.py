@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from canal.config.sections import DanglingNameError, Method, Name, Section, Values
-from canal.core.errors import did_you_mean
+from canal.core.errors import there_are
 
 OntologyId = Annotated[str, Field(pattern=r"^CL:[0-9]{7}$")]
 
@@ -206,8 +206,7 @@ def without_groups(document: Mapping[str, Any]) -> dict[str, Any]:
     for group, entries in groups.items():
         for name in entries or ():
             if name not in stages:
-                known = ", ".join(map(str, stages)) or "none"
-                message = f"no stage {name!r}; there are {known}{did_you_mean(str(name), stages)}"
+                message = f"no stage {name!r}{there_are(name, stages)}"
                 raise DanglingNameError(f"finetune.{group}.{name}", message)
             if group == "tuned" and isinstance(stages[name], Mapping):
                 stages[name] = {**stages[name], "tune": True}

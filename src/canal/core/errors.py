@@ -6,8 +6,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
@@ -95,6 +95,43 @@ class SigningError(RegistryError):
     """A key or a keyring cannot be used."""
 
 
+_OPTION = re.compile(
+    r"(?:canal stage add: )?(?<![\w-])--([a-z][a-z-]*[a-z])"
+    r"(?:[ =]([A-Z]{2,}[\w.]*|counts|[a-z0-9]+_[a-z0-9_]+|raw|human|mouse|louvain|leiden|fast|cpu)\b)?"
+)
+_ARGUMENTS = {"map": "label_map"}
+"""Options of commands that are called otherwise in Python."""
+
+
+def in_python(text: str) -> str:
+    """Return a message with the arguments of Python functions in place of a command's options.
+
+    ``--gene-column`` is ``gene_column`` there, and ``--values counts`` ``values='counts'``; what a shell is
+    to be told, between backticks, stays.
+    """
+
+    def argument(found: re.Match[str]) -> str:
+        name = _ARGUMENTS.get(found[1], found[1].replace("-", "_"))
+        value = found[2]
+        return name if value is None else f"{name}={value if value.isupper() else repr(value)}"
+
+    parts = text.split("`")
+    shell = {number for number, part in enumerate(parts) if number % 2 and not part.startswith("--")}
+    return "`".join(
+        part if number in shell else _OPTION.sub(argument, part) for number, part in enumerate(parts)
+    )
+
+
+@contextmanager
+def arguments_named() -> Iterator[None]:
+    """Word the refusals of what a Python function does for who calls it there; see `in_python`."""
+    try:
+        yield
+    except CanalError as error:
+        error.args = tuple(in_python(one) if isinstance(one, str) else one for one in error.args)
+        raise
+
+
 def did_you_mean(wanted: str, names: Iterable[str]) -> str:
     """Return "; did you mean 'lung'?" where a name that is there is close to the wanted one, else ``""``.
 
@@ -103,6 +140,40 @@ def did_you_mean(wanted: str, names: Iterable[str]) -> str:
     by_letters = {str(name).casefold(): str(name) for name in names}
     near = get_close_matches(wanted.casefold(), by_letters, n=1, cutoff=_ALIKE)
     return f"; did you mean {by_letters[near[0]]!r}?" if near else ""
+
+
+def _plain(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def there_are(
+    wanted: str,
+    names: Iterable[str],
+    has: str = "there are",
+    show: Callable[[Sequence[str]], str] = _plain,
+) -> str:
+    """Return how every refusal of an unknown name ends: "; there are blood, lung; did you mean 'lung'?".
+
+    ``has`` says whose names they are ("it has"), ``show`` how they are written (`canal.io.arrays.listed`
+    quotes them, and leaves out what is beyond the first).
+    """
+    known = [str(name) for name in names]
+    return f"; {has} {show(known)}{did_you_mean(str(wanted), known)}"
+
+
+def no_such_file(path: Path, instead: str = "") -> str:
+    """Return the refusal of a file that is not there: ``instead`` says what to do, the end what is near.
+
+    A folder that is not there either is named, for then it is the folder's name that is wrong.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        missing = next(one for one in reversed((folder, *folder.parents)) if not one.exists())
+        return f"{path}: no such file, for there is no folder {missing}{instead and f'; {instead}'}"
+    near = ""
+    with suppress(OSError):
+        near = did_you_mean(path.name, (one.name for one in folder.iterdir()))
+    return f"{path}: no such file{instead and f'; {instead}'}{near}"
 
 
 _ALIKE = 0.6

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from canal.core.errors import DISK_FULL, READ_ONLY, DataError
+from canal.core.errors import DISK_FULL, READ_ONLY, DataError, no_such_file
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -60,7 +60,7 @@ def regular_file(path: Path) -> Path:
     try:
         kind = kind_of(checked_path(path).stat().st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"{path}: no such file") from error
+        raise DataError(no_such_file(path)) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be accessed ({error})") from error
     if kind:

@@ -23,6 +23,7 @@ EXTRAS = {
     "report": ("the packages that draw figures and pages", ("matplotlib", "jinja2")),
     "pages": ("the packages of a version's page", ("vl_convert",)),
     "parquet": ("the package that reads and writes Parquet", ("pyarrow",)),
+    "dask": ("the packages of Dask", ("distributed", "dask")),
     "compression": ("the package of HDF5's further compressions", ("hdf5plugin",)),
     "serve": ("the packages of a server", ("uvicorn", "h11")),
     "ui": ("the packages of the board", ("starlette",)),

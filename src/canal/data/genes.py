@@ -8,13 +8,15 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.core.errors import DataError
+from canal.config.sections import Species
+from canal.core.errors import DataError, no_such_file
 from canal.core.files import read_json, regular_file
 from canal.io.h5ad import NotGenes, open_h5ad
 
@@ -91,7 +93,7 @@ def read_gene_list(path: Path) -> tuple[str, ...]:
         If the file is missing or of another form, holds no symbol or an empty one, or one more than once.
     """
     if not path.is_file():
-        raise DataError(f"{path} not found; give a file with one gene symbol a line, or an h5ad file")
+        raise DataError(no_such_file(path, "give a file with one gene symbol a line, or an h5ad file"))
     if path.suffix == ".h5ad":
         with open_h5ad(path) as file:
             names: list[Any] = file.var_names("X")
@@ -179,6 +181,22 @@ def mouse_orthologs() -> Pairs:
             "canal again, or give a table of mouse and human genes with --orthologs FILE"
         ) from error
     return _parse_pairs(MOUSE_TABLE, text)
+
+
+@cache
+def known_symbols(species: Species) -> frozenset[str]:
+    """Return the symbols of a species in canal's own table: genes with one ortholog in the other, 16,000.
+
+    They are two thirds to nine tenths of what a usual file names, and a quarter of a whole reference, which
+    has as many pseudogenes and RNAs.
+
+    Raises
+    ------
+    DataError
+        If the table is missing or damaged.
+    """
+    pairs = mouse_orthologs()
+    return frozenset(pairs if species == "mouse" else (one for names in pairs.values() for one in names))
 
 
 def _parse_pairs(path: Path, text: str) -> Pairs:

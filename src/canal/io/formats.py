@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from canal.core.errors import DataError, did_you_mean
+from canal.core.errors import DataError, no_such_file, there_are
 from canal.core.files import checked_path
 from canal.io.arrays import ROW, check_announced, check_chunks, listed, reading, strings, whole
 from canal.io.blocks import ByCell, ByEntries
@@ -181,8 +181,8 @@ class Fingerprint:
             files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
             seen = [(file, file.stat()) for file in files]
         except OSError as error:
-            what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
-            raise DataError(f"{path}: {what}") from error
+            gone = isinstance(error, FileNotFoundError)
+            raise DataError(no_such_file(path) if gone else f"{path}: {error.strerror or error}") from error
         return cls(
             path,
             tuple((str(file.relative_to(path)), s.st_ino, s.st_size, s.st_mtime_ns) for file, s in seen),
@@ -233,8 +233,7 @@ class LoomFile:
     def matrix(self, layer: str) -> LoomMatrix:
         """Return a layer, cells by genes; raises `DataError` if there is none of that name."""
         if layer not in self.layers:
-            near = did_you_mean(layer, self.layers)
-            raise DataError(f"{self.path}: no matrix {layer!r}; there are {listed(self.layers)}{near}")
+            raise DataError(f"{self.path}: no matrix {layer!r}{there_are(layer, self.layers, show=listed)}")
         with reading(self.path, layer):
             node = self._file["matrix" if layer == "X" else f"layers/{layer}"]
             return LoomMatrix(node, self.path, (self._n_cells, self._n_genes))
@@ -256,8 +255,8 @@ class LoomFile:
         import pandas as pd
 
         if name not in self._var:
-            near = did_you_mean(name, self._var)
-            raise DataError(f"{self.path}: no column {name!r}; genes have {listed(list(self._var))}{near}")
+            has = there_are(name, self._var, "genes have", listed)
+            raise DataError(f"{self.path}: no column {name!r}{has}")
         return pd.Series(self.not_genes(layer).blanked(strings(self._var[name])), name=name, dtype=object)
 
     def not_genes(self, layer: str) -> NotGenes:

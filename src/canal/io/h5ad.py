@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from canal.core.errors import DataError, did_you_mean
+from canal.core.errors import DataError, there_are
 from canal.io.arrays import (
     ROW,
     check_announced,
@@ -174,8 +174,10 @@ class H5adFile:
 
     def _matrix_key(self, layer: str) -> str:
         if layer not in self.layers:
-            near = self._muon() or did_you_mean(layer, self.layers)
-            raise DataError(f"{self.path}: no matrix {layer!r}; there are {listed(self.layers)}{near}")
+            muon = self._muon()
+            there = f"; there are {listed(self.layers)}{muon}" if muon else ""
+            there = there or there_are(layer, self.layers, show=listed)
+            raise DataError(f"{self.path}: no matrix {layer!r}{there}")
         if layer == "raw":
             return f"{self._raw_prefix()}X"
         return "X" if layer == "X" else f"layers/{layer}"
@@ -232,8 +234,8 @@ class Table:
         import pandas as pd
 
         if name not in self.columns:
-            has = f"it has {listed(self.columns)}{did_you_mean(name, self.columns)}"
-            raise DataError(f"{self._path}: {self._key} has no column {name!r}; {has}{otherwise}")
+            has = there_are(name, self.columns, "it has", listed)
+            raise DataError(f"{self._path}: {self._key} has no column {name!r}{has}{otherwise}")
         with reading(self._path, f"{self._key}/{name}"):
             values = self._read(name)
         if len(values) != self.size:

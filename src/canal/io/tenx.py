@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import h5py
 import numpy as np
 
-from canal.core.errors import DataError, did_you_mean
+from canal.core.errors import DataError, there_are
 from canal.core.files import regular_file
 from canal.io.arrays import EXAMPLES, ROW, listed, reading, strings, whole
 from canal.io.blocks import Matrix
@@ -51,8 +51,8 @@ class Features:
         import pandas as pd
 
         if name not in self.columns:
-            has = f"features have {listed(list(self.columns))}{did_you_mean(name, self.columns)}"
-            raise DataError(f"{self._path}: no column {name!r}; {has}")
+            has = there_are(name, self.columns, "features have", listed)
+            raise DataError(f"{self._path}: no column {name!r}{has}")
         return pd.Series(self.not_genes.blanked(self.columns[name]), name=name, dtype=object)
 
     def table(self) -> pd.DataFrame:

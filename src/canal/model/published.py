@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from canal.core.errors import ModelError
+from canal.core.errors import ModelError, no_such_file
 from canal.core.files import read_json, write_json
 from canal.model.backbone import Backbone, empty_performer
 from canal.model.storage import WEIGHTS, BackboneConfig, read_weights
@@ -94,7 +94,7 @@ def read_published(checkpoint: Path, genes: Sequence[str], limit: float = TIME_L
         another; or if the reading process dies or takes too long.
     """
     if not checkpoint.is_file():
-        raise ModelError(f"{checkpoint} not found; give the path of a checkpoint")
+        raise ModelError(no_such_file(checkpoint, "give the path of a checkpoint"))
     with tempfile.TemporaryDirectory(prefix="canal-import-") as scratch:
         answer = _read_apart(checkpoint, Path(scratch), limit)
         if "refused" in answer:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from canal.data.units import (
     wholeness,
 )
 from canal.io.h5ad import H5adFile, NotGenes, open_h5ad
+from canal.quality.symbols import symbol_columns
 from canal.quality.verdict import Profile, Subject, chance_index, profile_of, stability_index
 
 if TYPE_CHECKING:
@@ -35,13 +35,6 @@ if TYPE_CHECKING:
 
 
 _SAMPLE_CELLS = 200
-_ENSEMBL = re.compile(r"ENS[A-Z]{0,4}[GT]\d{6,}(\.\d+)?")
-_MOUSE = re.compile(
-    r"[A-Z][a-z]+\d*[a-z0-9.-]*|[A-Z]\d+[a-z][a-z0-9-]*|(mt|H2)-[A-Z][A-Za-z0-9]+|\d{7}[A-Z]\d{2}Rik"
-)
-_HUMAN_MIXED = re.compile(r"C(\d+|X|Y)orf\d+|hsa-.*")
-_OTHER = re.compile(r"[a-z][a-z0-9:._@-]*")
-HUMAN, MOUSE, ENSEMBL, OTHER = "human", "mouse", "Ensembl id", "other"
 
 
 @dataclass(frozen=True)
@@ -186,9 +179,8 @@ def _genes(file: H5adFile, subject: Subject) -> pd.DataFrame:
     symbols = [name.strip() for name in names if name.strip()]
     if subject.source.duplicates == "sum":
         symbols = list(dict.fromkeys(symbols))
-    return new_table(
-        {"name": symbols, "symbol": symbols, "kind": kinds_of(symbols)}, columns=["name", "symbol", "kind"]
-    )
+    columns = {"name": symbols, "symbol": symbols, **symbol_columns(symbols)}
+    return new_table(columns, columns=[*columns])
 
 
 def _features(none: NotGenes) -> pd.DataFrame:
@@ -373,27 +365,3 @@ def _totals(data: np.ndarray, rows: np.ndarray, n_cells: int, base: float) -> np
 
 def _count(rows: np.ndarray, which: np.ndarray, n_cells: int) -> np.ndarray:
     return np.bincount(rows[which], minlength=n_cells)
-
-
-# Human gene symbols, mouse symbols and Ensembl ids, distinguished by their spelling.
-
-
-def kind_of(symbol: str) -> str:
-    """Return whose spelling a symbol has.
-
-    ``HUMAN``, ``MOUSE`` (``Cd3e``, ``mt-Co1``, ``1700001C02Rik``), ``ENSEMBL`` (``ENSG00…``), or ``OTHER``:
-    all in small letters, as a fish's or a fly's (``cd3e``, ``zgc:12``). Symbols that may be several count
-    as human: the rules use what most symbols of a file look like.
-    """
-    if _ENSEMBL.fullmatch(symbol):
-        return ENSEMBL
-    if _HUMAN_MIXED.fullmatch(symbol):
-        return HUMAN
-    if _MOUSE.fullmatch(symbol):
-        return MOUSE
-    return OTHER if _OTHER.fullmatch(symbol) else HUMAN
-
-
-def kinds_of(symbols: Iterable[str]) -> list[str]:
-    """Return `kind_of` each symbol."""
-    return [kind_of(symbol) for symbol in symbols]

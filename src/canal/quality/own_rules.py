@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.core.digests import file_digest
-from canal.core.errors import GateError, did_you_mean
+from canal.core.errors import GateError, there_are
 from canal.core.files import read_json
 from canal.data.prepare import describe_cells
 from canal.data.prepared import PreparedCells
@@ -305,8 +305,8 @@ def _check_columns(rule: OwnRule, table: str, columns: list[str]) -> None:
         return
     for name in rule.columns:
         if name not in columns:
-            has = f"it has {listed(columns)}{did_you_mean(name, columns)}"
-            raise GateError(f"{rule.where}: the table {table} has no column {name!r}; {has}")
+            has = there_are(name, columns, "it has", listed)
+            raise GateError(f"{rule.where}: the table {table} has no column {name!r}{has}")
 
 
 def _result(rule: OwnRule, outcome: Any, table: str, rows: pd.DataFrame) -> RuleResult:

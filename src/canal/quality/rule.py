@@ -6,14 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from canal.data.units import BASES
 from canal.quality.verdict import Severity
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from canal.quality.evidence import Evidence
-    from canal.quality.verdict import Subject
 
 EXAMPLES = 5
 MOST_DRIFTED = 10
@@ -175,6 +172,12 @@ def describe_coverage(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
     return RuleFinding(f"{has / len(rows):.0%} ({has} of {len(rows)})", lacking)
 
 
+def describe_known(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
+    """Describe how many symbols are known, and name some that are not."""
+    known = len(rows) - len(failing)
+    return RuleFinding(f"known: {known:,} of {len(rows):,}", tuple(failing["name"][:EXAMPLES]))
+
+
 def describe_units(rows: pd.DataFrame, _: pd.DataFrame) -> RuleFinding:
     """Describe the units that the values look like."""
     return RuleFinding(_word(rows["units"].iloc[0], "nothing that contradicts it"))
@@ -223,33 +226,3 @@ def _number(value: float) -> str:
 
 def _word(value: object, otherwise: str) -> str:
     return value if isinstance(value, str) else otherwise
-
-
-# Advice where values contradict their declaration.
-
-
-def layer_advice(subject: Subject, evidence: Evidence) -> str:
-    """Return the advice to declare another matrix, with the names of those in the file."""
-    return (
-        f"set sources.{subject.source_name}.layer (now {subject.source.layer}) to one with plain values; "
-        f"the file has {', '.join(evidence.layers)}"
-    )
-
-
-def units_advice(subject: Subject, evidence: Evidence) -> str:
-    """Return the advice to declare the units that fit the values, as far as these are known."""
-    units, declared = evidence.units, subject.source.values
-    if units is None:
-        known = f"counts, {', '.join(BASES)}"
-        return f"declare the units the file has ({known}), or {layer_advice(subject, evidence)}"
-    if units == "scaled":
-        return f"the values look scaled: {layer_advice(subject, evidence)}"
-    if units == declared:
-        return f"other cells do look like {declared}: look at these, or exclude them"
-    if units == "counts" or units in BASES:
-        return f"the values look like {units}: declare values: {units}"
-    base = {"log1p": "e", "log2p": "2"}[units]
-    return (
-        f"the values look like logarithms to base {base} of counts scaled to another sum than 10,000: "
-        f"scale the counts to 10,000, or {layer_advice(subject, evidence)}"
-    )

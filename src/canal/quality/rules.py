@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from canal.data.units import MAX_TOTAL
-from canal.quality.evidence import ENSEMBL, HUMAN, MOUSE, OTHER
+from canal.data.units import BASES, MAX_TOTAL
 from canal.quality.rule import (
     Rule,
     absent,
@@ -23,21 +22,16 @@ from canal.quality.rule import (
     describe_texts,
     describe_units,
     describe_values,
-    layer_advice,
     no_more_than,
-    not_among,
     present,
     unique,
-    units_advice,
 )
+from canal.quality.symbols import symbol_rules
 
 if TYPE_CHECKING:
     from canal.config.sections import Gate
     from canal.quality.evidence import Evidence
     from canal.quality.verdict import Subject
-
-MOSTLY_OF_SPECIES = 0.5
-"""Share of a file's symbols that must look right; references leave some genes without a symbol."""
 
 
 def rules_for(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
@@ -51,7 +45,7 @@ def rules_for(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
         *unit_rules(subject, evidence),
         *(() if subject.unlabelled else (*label_map_rules(subject), *type_rules(subject, gate))),
         *(draw_rules() if subject.drawn is not None else ()),
-        *symbol_rules(subject, gate),
+        *symbol_rules(subject, gate, len(evidence.tables["gene"])),
         *(feature_rules() if "feature" in evidence.tables else ()),
         *panel_rules(subject, evidence, gate),
         *comparison_rules(subject, gate),
@@ -308,32 +302,6 @@ def draw_rules() -> list[Rule]:
     ]
 
 
-def symbol_rules(subject: Subject, gate: Gate) -> list[Rule]:
-    """Return the rules on the kind of gene symbols, and on the species whose they are."""
-    human = gate.species == "human"
-    return [
-        Rule(
-            "symbols_not_ensembl",
-            "error",
-            not_among("gene", "kind", [ENSEMBL], mostly=MOSTLY_OF_SPECIES),
-            "gene symbols, not Ensembl ids",
-            f"set sources.{subject.source_name}.gene_column to the column of var that holds symbols",
-            describe_names("genes"),
-        ),
-        Rule(
-            f"symbols_{gate.species}",
-            "error",
-            not_among("gene", "kind", [MOUSE if human else HUMAN, OTHER], mostly=MOSTLY_OF_SPECIES),
-            "symbols spelt as human ones are (CD3E, not Cd3e)"
-            if human
-            else "symbols spelt as a mouse's are (Cd3e, not CD3E)",
-            "this looks like another species: canal does not translate orthologues, and a lineage is of one "
-            "species (gate.species: human or mouse)",
-            describe_names("genes"),
-        ),
-    ]
-
-
 def feature_rules() -> list[Rule]:
     """Return the rule for files that hold features other than genes."""
     return [
@@ -396,3 +364,33 @@ def comparison_rules(subject: Subject, gate: Gate) -> list[Rule]:
             describe_depth,
         ),
     ]
+
+
+# Advice where values contradict their declaration.
+
+
+def layer_advice(subject: Subject, evidence: Evidence) -> str:
+    """Return the advice to declare another matrix, with the names of those in the file."""
+    return (
+        f"set sources.{subject.source_name}.layer (now {subject.source.layer}) to one with plain values; "
+        f"the file has {', '.join(evidence.layers)}"
+    )
+
+
+def units_advice(subject: Subject, evidence: Evidence) -> str:
+    """Return the advice to declare the units that fit the values, as far as these are known."""
+    units, declared = evidence.units, subject.source.values
+    if units is None:
+        known = f"counts, {', '.join(BASES)}"
+        return f"declare the units the file has ({known}), or {layer_advice(subject, evidence)}"
+    if units == "scaled":
+        return f"the values look scaled: {layer_advice(subject, evidence)}"
+    if units == declared:
+        return f"other cells do look like {declared}: look at these, or exclude them"
+    if units == "counts" or units in BASES:
+        return f"the values look like {units}: declare values: {units}"
+    base = {"log1p": "e", "log2p": "2"}[units]
+    return (
+        f"the values look like logarithms to base {base} of counts scaled to another sum than 10,000: "
+        f"scale the counts to 10,000, or {layer_advice(subject, evidence)}"
+    )

@@ -13,7 +13,13 @@ from canal.report.listing import Column, Listing, facts, figures, text
 
 Document = Mapping[str, Any]
 
-_WORDS = {"keep": "learned", "restore": "to restore", "learn": "to learn", "refuse": "refused"}
+_WORDS = {
+    "keep": "learned",
+    "restore": "to restore",
+    "register": "learned, to be registered",
+    "learn": "to learn",
+    "refuse": "refused",
+}
 _NOTHING = "Nothing waits for you."
 _RUNNING = "at work in this folder: it learns what params.yaml asks for, and says at its end what to commit"
 _STATES = {"ok": "green", "look": "yellow", "broken": "bold red"}
@@ -26,7 +32,7 @@ def plan_table(planned: Mapping[str, Any]) -> Group:
         "What a run would do",
         (
             Column("stage", style="bold"),
-            Column(""),
+            Column("fate"),
             *figures("version"),
             Column("why", "prose"),
             Column("steps of DVC", "names", "dim"),

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.text import Text
 
 from canal.core.progress import count, p_value, percent, points, span
-from canal.registry.ledger.rulings import TOO_FEW
+from canal.registry.ledger.rulings import TOO_FEW, in_percent
 from canal.report.listing import Column, Listing, figures, named, text
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def rulings_table(judgement: Document) -> Group:
         ),
     )
     for one in judgement["rulings"]:
-        found.add(one["rule"], _verdict(one), str(one["value"]), str(one["bound"]), one["note"] or "")
+        found.add(one["rule"], _verdict(one), *in_percent(one), one["note"] or "")
     few = sum(one["value"] == TOO_FEW for one in judgement["rulings"])
     held = sum(one["passed"] for one in judgement["rulings"])
     failed = len(judgement["rulings"]) - held - few

@@ -96,6 +96,8 @@ def versions_table(versions: Sequence[Mapping[str, Any]]) -> Any:
     for one in sorted(versions, key=lambda version: -int(version["version"])):
         found.add(*_version_row(one))
     found.note = "new: accuracy (%) on its own stage's cells; mean: on all stages so far"
+    if any({"candidate", "champion"} <= {*(one.get("aliases") or ())} for one in versions):
+        found.note += ". candidate is the newest version, and stays so once it serves (champion)"
     return found
 
 
@@ -129,11 +131,35 @@ def annotation_table(summary: Mapping[str, Any]) -> Group:
     warnings = [text(f"warning: {one}", "yellow") for one in summary["warnings"]]
     share = summary["cell_types"].get("Unassigned", 0) / max(1, n_cells)
     study = [text(line, "dim") for line in _study(summary.get("study", {}), share)]
+    study = study or [text(_NO_STUDY, "dim")]
     by_reason = summary.get("unassigned_by", {})
     if by_reason:
         shown = ", ".join(f"{n:,} {_REASONS[name]}" for name, n in by_reason.items())
         study.insert(0, text(f"Unassigned: {shown}", "dim"))
     return Group(rows, text(told, "dim"), *study, *warnings)
+
+
+def partitions_table(parts: Mapping[str, Any]) -> Group:
+    """Return what `canal annotate` of several files and `canal collect` did: the cells of each file."""
+    done = f"{count(parts['labelled'], 'partition')} of {parts['partitions']:,} labelled by this run"
+    if (inputs := parts.get("inputs")) is None:
+        left = parts["missing"]
+        rest = f"{left:,} are missing" if left else "none is missing"
+        return Group(text(f"{done}; {rest}. Once all are there: canal collect {parts['folder']}"))
+    columns = (
+        Column("file"),
+        *figures("cells"),
+        Column("Unassigned", "number"),
+        Column("most", "prose", "dim"),
+    )
+    rows = Listing(f"{count(sum(one['n_cells'] for one in inputs.values()))} labelled", columns)
+    rows.note = f"{done}: pandas.read_parquet({parts['folder']!r})"
+    for name, one in inputs.items():
+        unassigned = one["cell_types"].get("Unassigned", 0)
+        most = [each for each in one["cell_types"] if each != "Unassigned"][:3]
+        rows.add(name, f"{one['n_cells']:,}", percent(unassigned / max(1, one["n_cells"])), ", ".join(most))
+    told = dict.fromkeys(warning for one in inputs.values() for warning in one["warnings"])
+    return Group(rows, *(text(f"warning: {one}", "yellow") for one in told))
 
 
 _REASONS = {
@@ -143,6 +169,11 @@ _REASONS = {
     "min_confidence": "below --min-confidence",
 }
 
+
+_NO_STUDY = (
+    "how many cells lie among those that were learned is not known: it takes two learned studies, and sums"
+)
+"""What is said of a version that one study was taught, or that has a network alone."""
 
 _CLEARLY = 1.5
 """How much more must be Unassigned than of any study left out, before other types are spoken of."""
@@ -227,7 +258,12 @@ def _decisions(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield who promoted a version and why, with which overrides, and who retired it."""
     for one in view.get("served", ()):
         word = "promoted" if one["kind"] == "promote" else "rolled back to"
-        despite = f"; overridden: {', '.join(one['overrides'])}" if one["overrides"] else ""
+        few = one.get("not_judged", ())
+        failed = [rule for rule in one["overrides"] if rule not in few]
+        despite = f"; overridden: {', '.join(failed)}" if failed else ""
+        if few:
+            because = f" ({one['too_few']})" if one.get("too_few") else ""
+            despite += f"; too few test cells to judge, let pass{because}: {', '.join(few)}"
         yield word, f"{_decision(one)}{despite}"
         if until := one.get("until"):
             yield ("rolled back" if until["kind"] == "rollback" else "served until"), _decision(until)

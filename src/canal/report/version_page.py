@@ -15,7 +15,7 @@ from canal.annotation.places import type_colours
 from canal.core.packages import named_packages
 from canal.core.progress import size, span
 from canal.quality.verdict import RuleResult
-from canal.registry.ledger.rulings import TOO_FEW
+from canal.registry.ledger.rulings import TOO_FEW, in_percent
 from canal.report.canvas import write_html
 from canal.report.documents import method_lines
 from canal.report.gate_tables import finding
@@ -129,9 +129,8 @@ def to_mend(document: Document) -> Iterator[str]:
     for one in document["rulings"]:
         if one["passed"] or one["overridden"] or one["value"] == TOO_FEW:
             continue
-        yield f"{one['rule']}: {one['value']}, asked for {one['bound']}" + (
-            f" ({one['note']})" if one["note"] else ""
-        )
+        value, bound = in_percent(one)
+        yield f"{one['rule']}: {value}, asked for {bound}" + (f" ({one['note']})" if one["note"] else "")
     few = sum(one["value"] == TOO_FEW and not one["overridden"] for one in document["rulings"])
     if few:
         rules = "1 rule" if few == 1 else f"{few} rules"
@@ -314,7 +313,8 @@ def _sorted_rulings(document: Document) -> list[Document]:
     for one in sorted(document["rulings"], key=lambda one: (one["passed"], one["value"] == TOO_FEW)):
         state = "too few to judge" if one["value"] == TOO_FEW else "fails"
         state = "holds" if one["passed"] else "overridden" if one["overridden"] else state
-        rulings.append({**one, "state": state})
+        value, bound = in_percent(one)
+        rulings.append({**one, "state": state, "value": value, "bound": bound})
     return rulings
 
 

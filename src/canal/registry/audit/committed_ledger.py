@@ -43,11 +43,11 @@ def check_committed(git: GitFile, content: bytes, log: AuditLog) -> None:
         todo = f"git add {name}, then commit it" if refusal is None else f"git says: {refusal[:200]}"
         log.note(LEDGER, "ledger", f"{name} is not committed to git: {todo}")
         return
-    before = len(log.findings)
+    before, changed = len(log.findings), 0
     try:
         with git.reading() as reader:
             heads: set[str] = set()
-            last = _walk(commits, reader, heads, log)
+            last, changed = _walk(commits, reader, heads, log)
             if last is not None:
                 _check_file(git, last, reader, content, log)
                 missing = _merged_heads(reader.at(last.commit.sha) or b"")
@@ -64,13 +64,18 @@ def check_committed(git: GitFile, content: bytes, log: AuditLog) -> None:
     if disguises := git.disguises:
         what = f"git shows another history than was committed, for this clone has {' and '.join(disguises)}"
         log.note(LEDGER, "git", f"{what}: looked at without")
-    log.counts["commits of the ledger"] = len(commits)
+    log.counts["commits that changed the ledger"] = changed
 
 
-def _walk(commits: Sequence[Commit], reader: Reader, heads: set[str], log: AuditLog) -> _State | None:
-    """Compare each commit with its parents; return the state at HEAD, and add the last hash of each."""
+def _walk(
+    commits: Sequence[Commit], reader: Reader, heads: set[str], log: AuditLog
+) -> tuple[_State | None, int]:
+    """Compare each commit with its parents; return the state at HEAD, and add the last hash of each.
+
+    Also return how many of them changed this ledger: not one that git holds of before, which was removed.
+    """
     states: dict[str, _State] = {}
-    name = reader.name
+    name, changed = reader.name, 0
     for commit in commits:
         content = reader.at(commit.sha)
         parents = [states[sha] for sha in commit.parents if sha in states]
@@ -81,7 +86,10 @@ def _walk(commits: Sequence[Commit], reader: Reader, heads: set[str], log: Audit
             continue
         last = read_entry(content.rpartition(b"\n")[0].rpartition(b"\n")[2])
         heads.add(last.hash if isinstance(last, Entry) else "")  # empty where it cannot be read
-        parents = [one for one in parents if not _ended(one, content, reader, name, log)]
+        ended = [one for one in parents if _ended(one, content, reader, name, log)]
+        parents = [one for one in parents if one not in ended]
+        same = any(one.size == len(content) and one.begins(content) for one in parents)
+        changed = (0 if ended else changed) + (not same)
         kept = [state for state in parents if state.begins(content)]
         gone = [state for state in parents if state not in kept]
         if gone and not kept:
@@ -92,7 +100,8 @@ def _walk(commits: Sequence[Commit], reader: Reader, heads: set[str], log: Audit
         elif gone:
             _check_joined(commit, gone, (content, reader.at(commits[-1].sha) or b""), reader, log)
         states[commit.sha] = _State(commit, len(content), _digest(content))
-    return states.get(commits[-1].sha)
+    at_head = states.get(commits[-1].sha)
+    return at_head, 0 if at_head is None or at_head.removed else changed
 
 
 def _ended(state: _State, content: bytes, reader: Reader, name: str, log: AuditLog) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import fsum, isclose
 from typing import Any
 
+from canal.core.progress import percent
 from canal.registry.ledger.joined import MEASURE
 from canal.registry.ledger.ledger import Entry
 
@@ -48,6 +49,19 @@ def ruling_breaches(details: Mapping[str, Any]) -> Iterator[str]:
         number, limit = float(value[0]), float(bound[2])
         if not (number <= limit if bound[1] == "<=" else number >= limit):
             yield f"{_listed([one['rule']])} passed with {value[0]}, though {bound[0]} is asked for"
+
+
+def in_percent(ruling: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a ruling's value and bound as people read them: shares in percent, a loss of them in points.
+
+    The ledger keeps them as shares. The calibration error is one everywhere, and stays.
+    """
+    value, bound = str(ruling["value"]), str(ruling["bound"])
+    if ruling["rule"] == "ece":
+        return value, bound
+    unit = " points" if bound.startswith("loses ") else " %"
+    shown, numbers = _NUMBER.subn(lambda one: percent(float(one[0]), ""), value)
+    return shown + " %" * bool(numbers), _NUMBER.sub(lambda one: percent(float(one[0]), unit), bound)
 
 
 def overridden_failures(entry: Entry) -> Iterator[str]:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from canal.core.errors import RegistryError, SigningError, did_you_mean
+from canal.core.errors import RegistryError, SigningError, there_are
 from canal.core.files import first_file, new_file
 from canal.registry.ledger.joined import MEASURE, origin
 from canal.registry.ledger.ledger import Entry, Sign, entry_hash, plain_name
@@ -318,8 +318,7 @@ def checked_roles(text: str) -> frozenset[str]:
     """
     roles = frozenset(text.split(","))
     if unknown := sorted(roles - set(ROLES)):
-        near = did_you_mean(unknown[0], ROLES)
-        raise SigningError(f"no role {unknown[0][:40]!r}; there are {', '.join(ROLES)}{near}")
+        raise SigningError(f"no role {unknown[0][:40]!r}{there_are(unknown[0], ROLES)}")
     return roles
 
 

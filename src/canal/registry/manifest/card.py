@@ -19,6 +19,9 @@ from canal.config.params import Config
 from canal.core.files import new_file, read_json, write_json
 from canal.core.progress import count, percent
 from canal.data.split import SUMMED, read_split
+from canal.memory.stage_sums import SUMS
+from canal.memory.sums import Sums
+from canal.registry.manifest.version_folder import KEY_FILE
 
 Document = Mapping[str, Any]
 Sections = list[tuple[str, list[str]]]
@@ -48,14 +51,32 @@ class Declared:
     citation: str = ""
 
 
-def training_data(folder: Path, stage: str, source: str, declared: Declared) -> Document:
-    """Return what a card says of the data of a stage.
+def training_data(folder: Path, stage: str, source: str, declared: Declared) -> Iterator[Document]:
+    """Yield what a card says of the data of a stage, and of those of another lineage merged with it.
 
     Parameters
     ----------
     folder
-        Model or version of the stage: its split is counted, where it is there.
+        Model or version of the stage: its split is counted, where it is there, and the cells in merged sums.
     """
+    yield _own_data(folder, stage, source, declared)
+    key = read_json(folder / KEY_FILE) if (folder / KEY_FILE).is_file() else {}
+    merged = key.get("merged") or {"stages": {}}
+    for name in merged["stages"]:
+        path = folder / SUMS / f"{name}.safetensors"
+        sums = Sums.load(path) if path.is_file() else None
+        yield {
+            "stage": name,
+            "source": "",
+            "licence": "",
+            "citation": f"merged from another lineage ({merged['other'][:12]}), whose card cites its data",
+            "cells": None if sums is None else int(sums.counts.sum()),
+            "donors": None,
+            "types": {} if sums is None else dict(zip(sums.types, sums.counts.tolist(), strict=True)),
+        }
+
+
+def _own_data(folder: Path, stage: str, source: str, declared: Declared) -> Document:
     facts: dict[str, Any] = {
         "stage": stage,
         "source": source,
@@ -79,7 +100,11 @@ def lineage_data(layout: Layout, config: Config, stage: str) -> list[Document]:
     if stage not in config.stages:
         return []
     named = [(one, config.stages[one].source) for one in (*config.ancestors(stage), stage)]
-    return [training_data(layout.model(one), one, source, declared(config, source)) for one, source in named]
+    return [
+        data
+        for one, source in named
+        for data in training_data(layout.model(one), one, source, declared(config, source))
+    ]
 
 
 def declared(config: Config, source: str) -> Declared:

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from canal.annotation import columns
 from canal.annotation.service import TOTALS
 from canal.core.digests import file_digest, json_digest, tree_digests
-from canal.core.errors import RegistryError, did_you_mean
+from canal.core.errors import RegistryError, there_are
 from canal.core.files import read_json, write_json
 from canal.memory.answer import CONFIG
 from canal.model.load import method_of, runs_network, types_without_sums
@@ -349,8 +349,7 @@ def schema(name: str) -> dict[str, Any]:
         If there is none of that name.
     """
     if name not in NAMES:
-        near = did_you_mean(name, NAMES)
-        raise RegistryError(f"no schema {name[:80]!r}; there are {', '.join(NAMES)}{near}")
+        raise RegistryError(f"no schema {name[:80]!r}{there_are(name, NAMES)}")
     return _read(name)
 
 

@@ -15,8 +15,9 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from canal.config.decisions import Policy
-from canal.core.errors import PolicyError, did_you_mean
+from canal.core.errors import PolicyError, there_are
 from canal.core.files import read_json
+from canal.core.progress import p_value, percent, points
 from canal.registry.ledger.ledger import Entry
 from canal.registry.ledger.rulings import TOO_FEW, is_ruling, measured, remeasured
 
@@ -112,8 +113,7 @@ def override(rulings: Sequence[Ruling], names: Sequence[str], too_few: bool = Fa
     for name in names:
         matching = {rule for rule in known if rule == name or fnmatchcase(rule, name)}
         if not matching:
-            near = did_you_mean(name, known)
-            raise PolicyError(f"no rule {name[:80]!r} to override; there are {', '.join(known)}{near}")
+            raise PolicyError(f"no rule {name[:80]!r} to override{there_are(name, known)}")
         chosen |= matching
     chosen |= {ruling.rule for ruling in rulings if too_few and ruling.value == TOO_FEW}
     return [
@@ -173,10 +173,10 @@ def _shown(policy: Policy, ruling: Ruling, ends: tuple[float, float], evaluation
     """Return a ruling on the new stage with its interval, or without a judgement of too few cells."""
     stage = evaluation["stage"]
     n = evaluation["per_stage"][stage]["n"]
-    interval = f"[{ends[0]:.3f}, {ends[1]:.3f}], n = {n}"
+    interval = f"[{percent(ends[0], '')}, {percent(ends[1])}], n = {n}"
     if n < policy.min_cells_per_stage:
         least = f"judged from {policy.min_cells_per_stage} cells on"
-        what = f"new stage {stage}: {ruling.value} {interval}; {least}"
+        what = f"new stage {stage}: {percent(float(ruling.value))} {interval}; {least}"
         return replace(ruling, value=TOO_FEW, passed=False, note=what)
     return replace(ruling, note=f"new stage {stage}, judged at the lower end of {interval}")
 
@@ -233,8 +233,8 @@ def _few(rule: str, n: int, least: int) -> Ruling:
 
 def _kept(rule: str, pair: Paired, max_loss: float, policy: Policy) -> Ruling:
     note = (
-        f"change {pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}], n = {pair.n}, "
-        f"{pair.lost} lost, {pair.gained} gained, p = {pair.p:.3g}; "
+        f"change {points(pair.difference)} [{points(pair.low)}, {points(pair.high)}] points, n = {pair.n}, "
+        f"{pair.lost} lost, {pair.gained} gained, p = {p_value(pair.p)}; "
         f"power {pair.power:.2f}{'' if pair.power >= policy.power else ', too low'}"
     )
     value = f"{pair.champion:.3f} -> {pair.candidate:.3f}"
@@ -245,10 +245,9 @@ def power_text(policy: Policy, rulings: Sequence[Ruling]) -> str:
     """Return in words what the power of rulings on retention is, once for all; empty where none has one."""
     if not any("power " in one.note for one in rulings):
         return ""
-    points = f"{100 * policy.loss_to_see:g} points"
     return (
-        f"power: the probability that so many test cells would show a loss of {points}; below "
-        f"{policy.power:g} (too low) a loss may be there unseen"
+        f"power: the probability that so many test cells would show a loss of "
+        f"{100 * policy.loss_to_see:g} points; below {policy.power:g} (too low) a loss may be there unseen"
     )
 
 

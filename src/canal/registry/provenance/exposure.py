@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -15,7 +16,7 @@ import pandas as pd
 from canal.config.params import Config
 from canal.config.stage_sections import Exclusion
 from canal.core.digests import file_digest
-from canal.core.errors import RegistryError, did_you_mean
+from canal.core.errors import RegistryError, did_you_mean, there_are
 from canal.core.files import read_json
 from canal.data.split import COLUMNS, RESERVE, SUMMED, read_split
 from canal.io.arrays import EXAMPLES, listed
@@ -273,9 +274,9 @@ def find_cells(cells_seen: CellsSeen, query: CellQuery) -> MatchedCells:
     if query.batch is not None:
         known, rows = rows["batch"], rows[rows["batch"] == query.batch]
         if rows.empty:
+            has = there_are(query.batch, sorted(set(known)), show=partial(listed, limit=EXAMPLES))
             raise RegistryError(
-                f"no registered version knows a batch {str(query.batch)[:80]!r} of {query.source}; there "
-                f"are {listed(sorted(set(known)), EXAMPLES)}{did_you_mean(query.batch, known)}"
+                f"no registered version knows a batch {str(query.batch)[:80]!r} of {query.source}{has}"
             )
     if query.cell is not None:
         rows = _of_cell(rows, query.cell)

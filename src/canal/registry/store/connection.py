@@ -15,7 +15,8 @@ from canal.config.sections import BACKBONE, Registry
 from canal.core.errors import READ_ONLY, ReadOnlyError, RegistryError, shown_address, without_secrets
 from canal.core.packages import named_packages
 from canal.core.progress import doing
-from canal.registry.store.database import Database, ensure_database, update_paths
+from canal.registry.store.database import Database, update_paths
+from canal.registry.store.new_database import ensure_database
 from canal.runtime.startup import quiet_libraries
 
 if TYPE_CHECKING:

@@ -3,16 +3,13 @@
 Only the one schema that this MLflow writes is read. Any other schema, and a server, is read through MLflow's
 own client.
 
-A new database is created by MLflow in a temporary file and renamed into place. MLflow creates tables in some
-sixty steps that SQLite does not roll back: a file that a kill left half-made is refused by every MLflow
-("table ... already exists").
-
 A database holds absolute paths; they are updated where it was moved or copied.
 """
 
+import os
 import re
 import sqlite3
-import time
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -23,7 +20,6 @@ from urllib.parse import quote, unquote, urlparse
 from canal.config.layout import Layout
 from canal.config.sections import Registry
 from canal.core.errors import RegistryError
-from canal.core.files import first_file
 
 READY = "ready"
 LOGGED = "models:/"
@@ -32,18 +28,9 @@ LOGGED = "models:/"
 SCHEMA = "dc11669786a5"
 """The alembic revision of MLflow 3.17's tables."""
 
-_WAIT_S = 60.0
+WAIT_S = 60.0
 DELETED = "Deleted_Internal"
 """MLflow's stage of a deleted version; its row stays in the table."""
-
-_STILL_S = 20.0
-"""Seconds without a change after which a half-made database counts as abandoned."""
-
-_FIRST = "experiments"
-"""The table that MLflow creates first."""
-
-_SEEDED = ("alembic_version", "workspaces")
-"""Tables with rows in an empty registry."""
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 
@@ -119,7 +106,10 @@ def require_files(version: Version) -> None:
 
 
 class Database:
-    """The tables of ``path``, opened anew for each question."""
+    """The tables of ``path``, read by a connection that a thread keeps while the file stays as it is.
+
+    Opening SQLite takes a hundred times as long as most questions. Between questions nothing is locked.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -179,89 +169,40 @@ class Database:
             raise self._refusal(error) from error
 
     def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
-        address = f"file:{quote(str(self.path))}?mode=ro"
-        with closing(sqlite3.connect(address, uri=True, timeout=_WAIT_S)) as connection:
-            return connection.execute(query, values).fetchall()
+        return _kept.of(self.path).execute(query, values).fetchall()
 
     def _refusal(self, error: sqlite3.Error) -> RegistryError:
         return RegistryError(
-            f"cannot read {self.path}: {error} (waited up to {_WAIT_S:.0f} s); end what "
+            f"cannot read {self.path}: {error} (waited up to {WAIT_S:.0f} s); end what "
             "holds it, or bring the file back, then try again"
         )
 
 
-def ensure_database(path: Path) -> None:
-    """Create a database with MLflow's tables, atomically; an existing database stays as it is.
+class _Kept(threading.local):
+    """The connection of a thread to the file that it asked last."""
 
-    Only a half-made file without a single row, left by a kill, is created anew. The caller holds the store's
-    lock; of several folders that create the same file at once, the first wins.
-    """
-    path = path.resolve()
-    if Database(path).known:
-        return
-    if path.is_file() and _left_half_made(path):
-        # SQLite has rolled back the journal by now; a journal that stays would be taken for the new file's.
-        _beside(path, "-journal").unlink(missing_ok=True)
-        path.unlink()
-    if not path.exists():
-        with suppress(FileExistsError), first_file(path) as temporary:
-            _make_tables(temporary)
+    def __init__(self) -> None:
+        self._of: tuple[Any, ...] = ()
+        self._connection: sqlite3.Connection | None = None
+        self._forked: list[sqlite3.Connection] = []
 
-
-def _make_tables(path: Path) -> None:
-    import sqlalchemy
-    from mlflow.store.db.utils import _initialize_tables
-
-    address = sqlalchemy.URL.create("sqlite", database=str(path))
-    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
-    try:
-        _initialize_tables(engine)  # type: ignore[no-untyped-call]
-    finally:
-        engine.dispose()
+    def of(self, path: Path) -> sqlite3.Connection:
+        """Return a connection that reads a file; a new one where the file is another or was written."""
+        with suppress(OSError):  # where it cannot be looked at, SQLite says why
+            seen = path.stat()
+            changed = seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
+            of = (os.getpid(), path, seen.st_dev, seen.st_ino, *changed)
+            if self._connection is not None and self._of == of:
+                return self._connection
+            if self._connection is not None and self._of[0] != of[0]:
+                self._forked.append(self._connection)  # it is of the process that forked this one
+            self._of = of
+        address = f"file:{quote(str(path))}?mode=ro"
+        self._connection = sqlite3.connect(address, uri=True, timeout=WAIT_S, check_same_thread=False)
+        return self._connection
 
 
-def _left_half_made(path: Path) -> bool:
-    """Whether a kill left a file half-made; waits while the file still changes."""
-    changed = path.stat().st_mtime
-    while _half_made(path):
-        if not 0 <= time.time() - changed < _STILL_S:
-            return not _beside(path, "-wal").exists() and _nobody_writes(path)
-        seen = path.stat().st_mtime  # to look at it may have changed it, too: see below
-        time.sleep(0.2)
-        changed = path.stat().st_mtime if path.stat().st_mtime != seen else changed
-    return False
-
-
-def _nobody_writes(path: Path) -> bool:
-    """Whether no process is writing: a journal beside the file may have been left by a kill."""
-    with closing(_opened(path, wait_s=0)) as file:
-        try:
-            file.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            return False
-        file.execute("ROLLBACK")
-    return True
-
-
-def _opened(path: Path, wait_s: float) -> sqlite3.Connection:
-    # Not read-only: an unfinished transaction is rolled back by the first process that may write.
-    return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=wait_s, isolation_level=None)
-
-
-def _beside(path: Path, end: str) -> Path:
-    return path.with_name(path.name + end)
-
-
-def _half_made(path: Path) -> bool:
-    """Whether a file holds none or some of MLflow's tables, without any row and not of the known schema."""
-    try:
-        with closing(_opened(path, _WAIT_S)) as file:
-            tables = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-            filled = {t for t in tables if file.execute(f'SELECT 1 FROM "{t}" LIMIT 1').fetchone()}  # noqa: S608
-    except sqlite3.Error:
-        return False
-    mine = not tables or _FIRST in tables or set(tables) <= {"alembic_version"}
-    return mine and filled <= {*_SEEDED} and not Database(path).known
+_kept = _Kept()
 
 
 @dataclass(frozen=True)
@@ -313,7 +254,7 @@ def update_paths(layout: Layout, names: Registry) -> int:
     """
     if not layout.database.is_file():
         return 0
-    with closing(sqlite3.connect(layout.database, timeout=_WAIT_S)) as database:
+    with closing(sqlite3.connect(layout.database, timeout=WAIT_S)) as database:
         try:
             home = _home(database, names)
             if home is not None and inside(layout, home) is None:
@@ -335,7 +276,7 @@ def foreign(layout: Layout, names: Registry) -> list[Foreign]:
     """Return the paths in the project's own database that name another folder."""
     if not layout.database.is_file():
         return []
-    with closing(sqlite3.connect(layout.database, timeout=_WAIT_S)) as database:
+    with closing(sqlite3.connect(layout.database, timeout=WAIT_S)) as database:
         try:
             return [
                 Foreign(table, path, here)

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from canal.core.digests import file_digest
-from canal.core.errors import AuditError
+from canal.core.errors import AuditError, no_such_file
 from canal.core.files import new_file, scratch_folder
 from canal.core.progress import doing
 
@@ -287,7 +287,7 @@ def unpack_bundle(path: Path, into: Path, kind: str = KIND) -> Manifest:
         If the file is no complete ZIP file, is too large, or differs from its manifest: a path that leads out
         of the folder, a link, a member twice, an unknown or missing file, another size or digest.
     """
-    with _opened(path) as archive:
+    with _opened(path, kind) as archive:
         members = _checked_members(archive, path)
         manifest = parse_manifest(_read(archive, members[MANIFEST], LARGEST_MANIFEST), kind)
         names = members.keys() - {MANIFEST}
@@ -324,9 +324,9 @@ def unpacked(path: Path, kind: str = KIND) -> Iterator[tuple[Path, Manifest]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def _opened(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
     if not path.is_file():
-        raise AuditError(f"{path} not found; name a file that `canal export` wrote")
+        raise AuditError(no_such_file(path, f"name a file that `{_COMMANDS[kind][0]}` wrote"))
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive

@@ -152,7 +152,9 @@ def _data(chain: Sequence[RegisteredVersion], sources: Mapping[str, Any]) -> lis
     named = [(one, one.key["data"]["source"]) for one in chain if one.is_annotator]
     said = {name: Declared(one.get("licence", ""), one.get("citation", "")) for name, one in sources.items()}
     return [
-        training_data(one.folder, one.stage, source, said.get(source, Declared())) for one, source in named
+        data
+        for one, source in named
+        for data in training_data(one.folder, one.stage, source, said.get(source, Declared()))
     ]
 
 
