@@ -72,6 +72,7 @@ COMMANDS = [
     ("basis", "export"),
     ("basis", "adopt"),
     ("serve",),
+    ("ui",),
     ("registry", "ui"),
     ("models", "add"),
     ("models", "list"),
@@ -167,6 +168,7 @@ def test_commands_stand_in_panels_each_on_one_line():
 
 WITHOUT_JSON = {
     ("serve",): "answers over HTTP until it is told to end",
+    ("ui",): "shows the board until it is told to end",
     ("registry", "ui"): "runs MLflow's pages until it is told to end",
     ("schema",): "prints JSON by itself",
 }

@@ -46,6 +46,10 @@ NOT_RUN = {
         "needs a server on which another folder moved something: tests/backends/test_mirror.py"
     ),
     ("docs/backends.md", "canal ledger --catch-up"): "the same",
+    (
+        "docs/board.md",
+        "canal ui --token-file token",
+    ): "runs until it is told to end: tests/browser/test_board.py",
     ("docs/serving.md", "canal serve"): "runs until it is told to end: tests/pipeline/test_serve.py",
     ("docs/tuning.md", "canal registry ui"): "runs until it is told to end: tests/registry/test_decisions.py",
     ("docs/registry.md", 'canal ledger anchor --by "A. Person"'): (
@@ -82,6 +86,7 @@ OTHERS = {
     "git": "commits what the commands before it wrote: tests/pipeline/test_own.py and test_walk.py run these",
     "make": "each is a job of minutes to hours; `make run` is run",
     "mlflow": "a server that does not end: tests/backends",
+    "openssl": "makes a secret",
     "optuna-dashboard": "a server that does not end",
     "pip": "installs packages: tests/test_installed.py",
     "python": "examples and benchmarks: tests/pipeline/test_examples.py, tests/benchmarks",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from canal.app import auditing as auditing
     from canal.app import backfilling as backfilling
     from canal.app import beginning as beginning
+    from canal.app import board as board
     from canal.app import choosing as choosing
     from canal.app import creating as creating
     from canal.app import declaring as declaring
@@ -51,6 +52,7 @@ __all__ = [
     "auditing",
     "backfilling",
     "beginning",
+    "board",
     "choosing",
     "creating",
     "declaring",

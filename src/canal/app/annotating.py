@@ -23,7 +23,7 @@ from canal.annotation.places import Places, check_free_adata
 from canal.annotation.query import given_cells
 from canal.annotation.records import Log, Record, genuine, key_of, read_log
 from canal.annotation.summary import Summary
-from canal.app.models import find_model, project_here
+from canal.app.models import FoundModel, find_model, project_here
 from canal.app.project import Project
 from canal.core.digests import canonical_json, file_digest, json_digest, tree_digests
 from canal.core.errors import LOG, CanalError, DataError, Doubt, RegistryError
@@ -223,6 +223,18 @@ def annotate_file(
     wherever the model comes from.
     """
     found = find_model(model, root, options.effort, callbacks.notice)
+    return annotate_by(found, source, target, options, callbacks, root)
+
+
+def annotate_by(
+    found: FoundModel,
+    source: Path,
+    target: Path,
+    options: Options,
+    callbacks: Callbacks,
+    root: Path | None = None,
+) -> Summary:
+    """Label the cells of a file by a model that was found already; see `annotate_file`."""
     check_target(source, target, options.overwrite)
     output = Output.find(source, target, options.only_obs)  # raises before the input is read for its digest
     with Origin(source) as input_file:

@@ -19,12 +19,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
 from canal.app.auditing import audit_project
+from canal.app.connections import PATIENCE, PatientProtocol, read_token
 from canal.app.models import serving_version
 from canal.app.project import Project
-from canal.core.errors import ConfigError, RegistryError, tell
+from canal.core.errors import RegistryError, tell
 from canal.core.files import scratch_folder
 from canal.core.progress import doing
 
@@ -40,7 +39,6 @@ _MOST_LOST = 3
 _REASON = "reason"
 """The file in which a worker says why it could not load the model."""
 
-_SHORTEST_TOKEN = 16
 _FORM = '{"dataframe_split": {"columns": [genes], "data": [[values of a cell]]}}'
 
 Answer = tuple[int, str]
@@ -109,11 +107,11 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
             super().keep_subprocess_alive()
 
     if options.token_file is not None:
-        _token(options.token_file)
+        read_token(options.token_file)
     version = serving_version(project, wanted)
     _require_clean_audit(project, version.number)
     folder = project.store.artifacts(version)
-    settings = {"folder": str(folder), "max_bytes": options.max_mb << 20, "patience": options.patience}
+    settings = {"folder": str(folder), "max_bytes": options.max_mb << 20}
     settings |= {"token_file": str(options.token_file.resolve())} if options.token_file else {}
     if options.host not in _HERE and options.token_file is None:
         tell(
@@ -144,6 +142,7 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
     with scratch_folder("serve") as loaded:
         os.environ |= {
             _SETTINGS: json.dumps({**settings, "loaded": str(loaded)}),
+            PATIENCE: str(options.patience),
             "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(options.timeout),
         }
         supervisor = Supervisor(config, sockets=[socket])
@@ -170,19 +169,6 @@ def _require_clean_audit(project: Project, number: int) -> None:
         )
 
 
-def _token(path: Path) -> str:
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the token in {path}: {error}") from error
-    if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(
-            f"{path} must hold one token of at least {_SHORTEST_TOKEN} letters and digits, such as "
-            "`openssl rand -hex 32` prints"
-        )
-    return token
-
-
 # In a worker ---------------------------------------------------------------------------------------------
 
 
@@ -193,7 +179,7 @@ def application() -> Checked:
         import mlflow
         from mlflow.pyfunc import scoring_server
 
-        token = _token(Path(settings["token_file"])) if "token_file" in settings else ""
+        token = read_token(Path(settings["token_file"])) if "token_file" in settings else ""
         served = scoring_server.init(mlflow.pyfunc.load_model(settings["folder"]))
     except Exception as error:  # whatever it is, the supervisor tells it once
         (loaded / _REASON).write_text(f"{type(error).__name__}: {str(error)[:500]}", encoding="utf-8")
@@ -207,42 +193,6 @@ def _worker_settings() -> dict[str, Any]:
     """Return the settings of this worker, from the environment."""
     settings: dict[str, Any] = json.loads(os.environ[_SETTINGS])
     return settings
-
-
-class PatientProtocol(H11Protocol):
-    """The HTTP protocol of one connection, closed if a request is not complete after some seconds.
-
-    uvicorn itself waits for ever for the first line, and for a body that arrives a byte a minute.
-    """
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timer of the first request."""
-        super().connection_made(transport)
-        self._waiting: asyncio.TimerHandle | None = None
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        """Process received bytes, and start or stop the timer."""
-        super().data_received(data)
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
-        self._stop()
-        super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        from h11 import IDLE, SEND_BODY
-
-        if self.conn.their_state not in (IDLE, SEND_BODY):
-            self._stop()
-        elif self._waiting is None:
-            self._waiting = self.loop.call_later(_worker_settings()["patience"], self.transport.close)
-
-    def _stop(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ PANELS = {
         "diff",
         "report",
         "registry",
+        "ui",
     ),
     "Prove": ("lineage", "impact", "audit", "ledger", "keys", "unlearn", "erase", "schema"),
     "Share": ("export", "import", "share", "merge"),
@@ -236,6 +237,32 @@ def registry_ui(
     Of the project's store, for this machine alone, until Ctrl-C ends them.
     """
     raise typer.Exit(app.versions.mlflow_pages(open_project(root), port))
+
+
+@command_line.command(
+    epilog=examples("canal ui", "canal ui --token-file token", "canal ui --mlflow http://127.0.0.1:5000")
+)
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of this machine.")] = 5002,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the token of the login; without it the board is for reading.", dir_okay=False
+        ),
+    ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where MLflow's own pages are, to link to them.")
+    ] = None,
+    max_mb: Annotated[int, typer.Option(min=1, help="Most megabytes of a file that is dropped.")] = 2000,
+    sign: KeyFile = None,
+    root: Root = None,
+) -> None:
+    """Open the board: the registry in a browser.
+
+    Versions, data, ledger, gate and withdrawals; label a file; with a login promote, roll back, retire,
+    take cells out and name novel groups. For this machine alone, until Ctrl-C ends it.
+    """
+    app.board.serve(root, app.board.BoardOptions(port, token_file, mlflow, max_mb, sign))
 
 
 @registry_app.command(

@@ -105,6 +105,11 @@ class Layout:
         """The h5ad file of novel cells that a person named: the source ``name``."""
         return self.root / "novel" / f"{name}.h5ad"
 
+    @property
+    def labelled(self) -> Path:
+        """Labelled files that `canal ui` was asked to keep, and the sheets that name their novel cells."""
+        return self.root / "labelled"
+
     def taught(self, name: str) -> Path:
         """The h5ad file of cells that `canal.learn` was handed in memory: the source ``name``."""
         return self.root / "cells" / f"{name}.h5ad"

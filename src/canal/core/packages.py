@@ -26,6 +26,7 @@ EXTRAS = {
     "dask": ("the packages of Dask", ("distributed",)),
     "compression": ("the package of HDF5's further compressions", ("hdf5plugin",)),
     "serve": ("the packages of a server", ("uvicorn", "h11")),
+    "ui": ("the packages of the board", ("starlette",)),
     "published": ("the package of the published choice of genes", ("scanpy",)),
     "postgres": ("PostgreSQL's driver", ("psycopg2",)),
     "auth": ("the package of a server's accounts", ("flask_wtf",)),

@@ -154,9 +154,12 @@ class Database:
 
     def artifact_location(self, model_id: str) -> str | None:
         """Return the address of the artifacts of a logged model, or None without such a model."""
-        query = "SELECT artifact_location FROM logged_models WHERE model_id = ?"
-        locations = self.rows(query, model_id)
-        return str(locations[0][0]) if locations else None
+        found = self.rows("SELECT artifact_location FROM logged_models WHERE model_id = ?", model_id)
+        return str(found[0][0]) if found else None
+
+    def artifact_locations(self) -> dict[str, str]:
+        """Return the address of the artifacts of every logged model, by the model's id."""
+        return dict(self.rows("SELECT model_id, artifact_location FROM logged_models"))
 
     def rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         """Return the rows of a query; raises `RegistryError` where the file cannot be read."""
