@@ -195,37 +195,6 @@ def groups_of(sheet: Path) -> list[dict[str, str]]:
     return read_lines(sheet, _NEEDED, "canal novel LABELLED.h5ad", COLUMNS)
 
 
-def fill_sheet(sheet: Path, types: Mapping[str, str]) -> None:
-    """Write the types that a person gave to groups into a sheet, atomically; other lines stay.
-
-    Parameters
-    ----------
-    sheet
-        The CSV file.
-    types
-        The type of each group, by its number as the sheet has it; empty: not named.
-
-    Raises
-    ------
-    DataError
-        If there is no such group, the sheet is malformed, or it cannot be written; it is as it was.
-    """
-    lines = groups_of(sheet)
-    if unknown := sorted(types.keys() - {line["group"] for line in lines}):
-        raise DataError(f"{sheet}: there is no group {unknown[0][:20]!r}")
-    for line in lines:
-        line["cell_type"] = given = types.get(line["group"], line["cell_type"]).strip()
-        if as_text(given) != given:
-            raise DataError(f"{given[:80]!r}: a spreadsheet would take this name for a formula: give another")
-    try:
-        with new_file(sheet, sheet) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
-    except OSError as error:
-        raise DataError(f"{sheet} cannot be written ({error.strerror or error})") from error
-
-
 def _line(group: Group, identity: str) -> list[str]:
     batches = [f"{name}: {n}" for name, n in list(group.batches.items())[:_BATCHES_TOLD]]
     more = len(group.batches) - len(batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from canal.app.board_access import RefusedError
 from canal.app.board_index import Index
 from canal.core.digests import json_digest
-from canal.core.errors import CanalError
+from canal.core.errors import CanalError, DataError
+from canal.core.files import new_file
 from canal.core.packages import lazy_module
 
 if TYPE_CHECKING:
     from canal.annotation import sheet
-else:  # it brings the libraries that read cells
-    sheet = lazy_module("canal.annotation.sheet")
+    from canal.io import writer
+else:  # they bring the libraries that read cells
+    sheet, writer = lazy_module("canal.annotation.sheet"), lazy_module("canal.io.writer")
 
 Document = dict[str, Any]
 
@@ -82,5 +85,31 @@ def learned_types(index: Index) -> list[str]:
 
 
 def fill(path: Path, types: Mapping[str, str]) -> None:
-    """Write the types that a person gave to groups into their sheet; see `canal.annotation.sheet`."""
-    sheet.fill_sheet(path, types)
+    """Write the types that a person gave to groups into their sheet, atomically; other lines stay.
+
+    Parameters
+    ----------
+    path
+        The CSV file.
+    types
+        The type of each group, by its number as the sheet has it; empty: not named.
+
+    Raises
+    ------
+    DataError
+        If there is no such group, the sheet is malformed, or it cannot be written; it is as it was.
+    """
+    lines = sheet.groups_of(path)
+    if unknown := sorted(types.keys() - {line["group"] for line in lines}):
+        raise DataError(f"{path}: there is no group {unknown[0][:20]!r}")
+    for line in lines:
+        line["cell_type"] = given = types.get(line["group"], line["cell_type"]).strip()
+        if writer.as_text(given) != given:
+            raise DataError(f"{given[:80]!r}: a spreadsheet would take this name for a formula: give another")
+    try:
+        with new_file(path, path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            rows = csv.DictWriter(stream, sheet.COLUMNS, extrasaction="ignore", lineterminator="\n")
+            rows.writeheader()
+            rows.writerows(lines)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror or error})") from error
