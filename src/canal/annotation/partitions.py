@@ -321,8 +321,9 @@ def collect(
         numbers = ", ".join(str(one.number) for one in missing[:_SHOWN])
         more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
         raise DataError(
-            f"{len(missing):,} of {len(plan.partitions):,} partitions are missing ({numbers}{more}): run the "
-            "same `canal annotate` again, which labels these alone, then collect again"
+            f"{len(missing):,} of {len(plan.partitions):,} partitions are missing ({numbers}{more}, counted "
+            "from 0): `canal annotate` of the same files into this folder without --shard labels just these, "
+            "and puts all together; or run the shards that have not ended, then collect again"
         )
     rows: list[Document] = []
     records: list[Document] = []

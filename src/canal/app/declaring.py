@@ -145,6 +145,8 @@ def require_passed(addition: Addition) -> None:
         named = dict.fromkeys(re.findall(rf"sources\.{re.escape(addition.name)}\.(\w+)", hints))
         here = ", ".join(f"{key} is {_OPTION_OF[key]}" for key in named if key in _OPTION_OF)
         more = f". Of sources.{addition.name} above, {here} of this command" if here else ""
+        if {"exclude", "where"} & {*named}:
+            more += ". Cells that it says to leave out are left out of the file: adata[keep].write_h5ad(...)"
         raise GateError(f"stage {addition.name!r} was not added: its file does not pass the gate{more}")
 
 

@@ -219,8 +219,8 @@ def _failed_hooks(project: Project) -> Iterator[Need]:
 def _warned(project: Project, undecided: Collection[str | None]) -> Iterator[Need]:
     """Yield warnings of the gate about the newest stage, until a person has decided about its version."""
     judged = [name for name in project.config.stages if project.layout.verdict(name).is_file()]
-    if not judged or judged[-1] not in undecided:
-        return
+    if not judged or judged[-1] not in undecided or project.learned(judged[-1]) is None:
+        return  # without a version there is no page yet, and the run itself tells the warnings
     rules = read_json(project.layout.verdict(judged[-1]))["rules"]
     if names := [one["rule"] for one in rules if not one["passed"] and one["severity"] != "error"]:
         yield Need(f"the gate warns of stage {judged[-1]}: {first_names(names)}", "canal report")

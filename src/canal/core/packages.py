@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import LazyLoader, find_spec, module_from_spec
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from canal.core.errors import CanalError
 
@@ -39,21 +41,33 @@ class MissingPackageError(CanalError):
     """A package is not installed that an extra of canal brings; the message names the extra."""
 
 
+class _Deferred(ModuleType):
+    """A module that is imported when something of it is first asked for.
+
+    It does not stand in ``sys.modules``, unlike one of `importlib.util.LazyLoader`: whoever looks through
+    these, as the import of PyTorch does, would load it in the middle of another import.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.__name__), name)
+
+
 def lazy_module(name: str) -> ModuleType:
     """Return a module that is imported when something of it is first asked for.
 
     For a module that few runs need and whose imports take a tenth of a second; types are checked where it is
     imported under ``TYPE_CHECKING``.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If there is no such module.
     """
     if (loaded := sys.modules.get(name)) is not None:
         return loaded
-    spec = find_spec(name)
-    if spec is None or spec.loader is None:
+    if find_spec(name) is None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    spec.loader = loader = LazyLoader(spec.loader)
-    sys.modules[name] = module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return _Deferred(name)
 
 
 def install_hint(extra: str) -> str:

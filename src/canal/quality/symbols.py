@@ -54,9 +54,18 @@ def kinds_of(symbols: Iterable[str]) -> list[str]:
 
 
 def symbol_columns(symbols: Sequence[str]) -> dict[str, list[Any]]:
-    """Return what the rules ask of each symbol: its spelling, and whether canal's table has it."""
-    known = {f"known_{of}": [one in known_symbols(of) for one in symbols] for of in get_args(Species)}
-    return {"kind": kinds_of(symbols), **known}
+    """Return what the rules ask of each symbol: its spelling, and whether canal's table has it.
+
+    What is spelt otherwise is not looked up: another rule speaks of it.
+    """
+    kinds, spelling = kinds_of(symbols), {"human": HUMAN, "mouse": MOUSE}
+    known = {
+        f"known_{of}": [
+            kind != spelling[of] or one in known_symbols(of) for one, kind in zip(symbols, kinds, strict=True)
+        ]
+        for of in get_args(Species)
+    }
+    return {"kind": kinds, **known}
 
 
 def symbol_rules(subject: Subject, gate: Gate, n_genes: int) -> list[Rule]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix, issparse
 from scipy.sparse.linalg import svds
+from threadpoolctl import threadpool_limits
 
 from canal.annotation.columns import CELL_TYPE, CONFIDENCE, LATENT, NOVELTY
 from canal.annotation.columns import named as under_key
@@ -314,7 +315,10 @@ def tsne_places(embedding: np.ndarray, iterations: int = 1000) -> np.ndarray:
 
     perplexity = min(_PERPLEXITY, (len(embedding) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=iterations)
-    return np.asarray(tsne.fit_transform(embedding), dtype=np.float32)
+    with threadpool_limits(
+        1
+    ):  # threads wait for each other in every step: beside other work four times as long
+        return np.asarray(tsne.fit_transform(embedding), dtype=np.float32)
 
 
 def place_cells(adata: AnnData, key: str) -> tuple[np.ndarray, str]:

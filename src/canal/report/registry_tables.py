@@ -39,7 +39,12 @@ def rulings_table(judgement: Document) -> Group:
     held = sum(one["passed"] for one in judgement["rulings"])
     failed = len(judgement["rulings"]) - held - few
     found.note = f"{held} of {count(len(judgement['rulings']), 'rule')} hold" + "".join(
-        f", {n} {what}" for n, what in ((failed, "do not"), (few, "have too few test cells")) if n
+        f", {n} {one if n == 1 else more}"
+        for n, one, more in (
+            (failed, "does not", "do not"),
+            (few, "has too few test cells", "have too few test cells"),
+        )
+        if n
     )
     power = judgement.get("power", "")
     return Group(found, *([text(power, "dim")] if power else []))

@@ -144,7 +144,7 @@ def partitions_table(parts: Mapping[str, Any]) -> Group:
     done = f"{count(parts['labelled'], 'partition')} of {parts['partitions']:,} labelled by this run"
     if (inputs := parts.get("inputs")) is None:
         left = parts["missing"]
-        rest = f"{left:,} are missing" if left else "none is missing"
+        rest = f"{left:,} {'is' if left == 1 else 'are'} missing" if left else "none is missing"
         return Group(text(f"{done}; {rest}. Once all are there: canal collect {parts['folder']}"))
     columns = (
         Column("file"),
@@ -197,7 +197,7 @@ def _study(study: Mapping[str, Any], unassigned: float) -> Iterator[str]:
             yield told
             return
         yield f"{told}; were all of known types, some {usual} would be Unassigned{span}" + (
-            f": {percent(unassigned)} are, so some are likely of types that the model does not know"
+            f": {percent(unassigned)} are, so some are likely unlike all types and donors that it learned"
             if clearly
             else f": {percent(unassigned)} are"
         )

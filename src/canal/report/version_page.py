@@ -47,6 +47,7 @@ def write_version_page(document: Document, mapped: Document | None, library: str
         "verdict": verdict(document),
         "promotable": promotable(document),
         "to_mend": list(to_mend(document)),
+        "new_types": new_types(document),
         "title": titles(document, mapped),
         "worst": worst_types(document),
         "rulings": _sorted_rulings(document),
@@ -142,7 +143,14 @@ def to_mend(document: Document) -> Iterator[str]:
 
 def worst_types(document: Document) -> list[Document]:
     """Return the types of lowest recall on any stage, the worst first."""
-    return sorted(document["types"], key=lambda one: (one["recall"], -one["n"]))[:_WORST]
+    wrong = (one for one in document["types"] if one["recall"] < 1)
+    return sorted(wrong, key=lambda one: (one["recall"], -one["n"]))[:_WORST]
+
+
+def new_types(document: Document) -> list[str]:
+    """Return the types that the version knows and the other one does not, by name."""
+    before = (document["against"] or {}).get("evaluation")
+    return sorted({*document["evaluation"]["labels"]} - {*before["labels"]}) if before else []
 
 
 # What each section found: its title.

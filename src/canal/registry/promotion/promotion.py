@@ -78,15 +78,17 @@ def promote(
     if blocking:
         names = ", ".join(ruling.rule for ruling in blocking)
         few = sum(ruling.value == TOO_FEW for ruling in blocking)
-        way = (
-            f"; --too-few REASON lets the {few} pass that have too few test cells, and no other"
-            if few
-            else ""
-        )
+        failed, not_promoted = len(blocking) - few, f"version {version.number} was not promoted:"
+        way = "--too-few REASON lets rules pass that had too few test cells to be judged, and no others"
+        if not failed:
+            raise PolicyError(
+                f"{not_promoted} {few} of {len(rulings)} rules had too few test cells to be judged "
+                f"({names}), all others hold: {way}"
+            )
         raise PolicyError(
-            f"version {version.number} was not promoted: {len(blocking)} of {len(rulings)} rules fail "
-            f"({names}). Learn a better version, or override a rule with --override RULE, which the ledger "
-            f"keeps with your reason{way}"
+            f"{not_promoted} {len(blocking)} of {len(rulings)} rules fail or could not be judged ({names}). "
+            "Learn a better version, or override a rule with --override RULE, which the ledger keeps with "
+            f"your reason{f'; {way}' if few else ''}"
         )
     aliases, details = _serving(ledger, version, champion)
     details |= {
