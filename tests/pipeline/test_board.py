@@ -15,7 +15,7 @@ from tests.support.board import TOKEN, Visit, words
 from tests.support.cells import make_adata, write_adata
 from tests.support.methods import N_GENES, learned_by, without_pictures
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("board")]  # they share a project
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,15 @@ def line(board):
 @pytest.fixture
 def visit(board):
     return board[1]
+
+
+@pytest.fixture
+def serving(line):
+    """Let version 1 serve, unless the test before has promoted it."""
+    aliases = {one.number: one.aliases for one in line.project().store.versions()}
+    if "champion" not in aliases[1]:
+        decided = ("--by", "A. Person", "--why", "first", "--override", "*", "--too-few", "few")
+        line.canal("promote", "1", *decided)
 
 
 def entries(line):
@@ -70,7 +79,7 @@ def test_a_version_is_judged_refused_and_promoted_as_by_the_command(line, visit)
     line.canal("ledger", "--verify")
 
 
-def test_rollback_and_retirement_are_entries_and_refusals_move_nothing(line, visit):
+def test_rollback_and_retirement_are_entries_and_refusals_move_nothing(line, visit, serving):
     before = entries(line)
     again = words(visit.done(visit.post("/rollback", to="", why="x")))
     assert "Refused" in again
@@ -134,7 +143,7 @@ def test_cells_are_taken_out_once_the_plan_was_seen(line, visit, monkeypatch):
     assert "learned" in where
 
 
-def test_a_file_is_labelled_shown_handed_back_and_forgotten(line, visit, tmp_path):
+def test_a_file_is_labelled_shown_handed_back_and_forgotten(line, visit, serving, tmp_path):
     path = write_adata(make_adata({"B": 30, "T": 20}, N_GENES, seed=5), tmp_path / "new <b>.h5ad")
     n = len(read_log(line.root / "annotations.jsonl").records)
     answer = visit.drop(path)
