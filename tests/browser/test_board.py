@@ -28,8 +28,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 SHOTS = os.environ.get("CANAL_SCREENSHOTS")
 """A folder for pictures of each page, for somebody to look at."""
 
-PAGES = ("/", "/versions/2", "/compare?a=1&b=2", "/data", "/data/second", "/files", "/gate", "/ledger",
-         "/withdrawn", "/naming", "/drop", "/login", "/versions/2/report", "/versions/9")  # fmt: skip
+PAGES = ("/", "/versions/2", "/compare?a=1&b=2", "/data", "/data/second", "/files", "/watch", "/gate",
+         "/ledger", "/withdrawn", "/naming", "/drop", "/login", "/versions/2/report",
+         "/versions/9")  # fmt: skip
 
 
 class Served:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import UTC, datetime
 
 import anndata
 import pytest
@@ -169,6 +170,9 @@ def test_a_file_is_labelled_shown_handed_back_and_forgotten(line, visit, serving
     assert visit.post(f"/drop/{job}/download").status_code == 404
     assert "Forgotten" in visit.get(f"/jobs/{job}")
     assert not left(visit)
+    watched = words(visit.get("/watch?version=1"))
+    assert f"{datetime.now(UTC):%Y-%m} 1 50 (" in watched  # too few to judge
+    assert "left its range" not in watched
 
 
 def left(visit):

@@ -105,6 +105,7 @@ class Board(Changes):
             "/data": lambda request, who: self.page(request, who, "data", board_pages.data_page(self.index)),
             "/data/{name}": self._source,
             "/files": self._files,
+            "/watch": self._watch,
             "/withdrawn": self._withdrawn,
             "/naming": self._naming,
             "/naming/{sheet}": self._sheet,
@@ -215,6 +216,10 @@ class Board(Changes):
         asked = request.query_params
         values = board_pages.files_page(self.index, asked.get("page", "1"), asked.get("q", "")[:200])
         return self.page(request, visitor, "files", values)
+
+    def _watch(self, request: Request, visitor: Visitor) -> Response:
+        asked = request.query_params.get("version", "")
+        return self.page(request, visitor, "watch", self.watch.page(asked))
 
     def _source(self, request: Request, visitor: Visitor) -> Response:
         values = board_pages.source_page(self.index, request.path_params["name"])

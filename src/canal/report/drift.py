@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Document = Mapping[str, Any]
 
-_HEADINGS = {
+HEADINGS = {
     "unassigned": "Unassigned",
     "novelty": "novelty",
     "confidence": "confidence",
@@ -50,26 +50,52 @@ def watch_group(document: Document) -> Group:
         return Group(nothing, *_commands("canal annotate FILE -o LABELLED.h5ad"), *told)
     columns = (
         Column(document["by"], style="bold"),
-        *figures("files", "cells", *_HEADINGS.values()),
+        *figures("files", "cells", *HEADINGS.values()),
     )
     found = Listing(f"Cells labelled by {which}, and the range on its test cells", columns)
     tested = sum(one["test_cells"] for one in document["stages"])
-    found.add("test cells", "", f"{tested:,}", *(_range(document, name) for name in _HEADINGS))
+    found.add("test cells", "", f"{tested:,}", *(_range(document, name) for name in HEADINGS))
     for row in document["rows"]:
-        cells = [_cell(name, row["measures"][name]) for name in _HEADINGS]
+        cells = [_cell(name, row["measures"][name]) for name in HEADINGS]
         found.add(row["name"], str(row["files"]), f"{row['cells']:,}", *cells)
     found.note = _NOTE
     missing = [
-        text(f"not measured: {_HEADINGS[name]}: {why}", "dim") for name, why in document["why_not"].items()
+        text(f"not measured: {HEADINGS[name]}: {why}", "dim") for name, why in document["why_not"].items()
     ]
     return Group(found, *missing, *told, *_outside(document), *_alarms(document))
 
 
+def shown_rows(document: Document) -> list[dict[str, Any]]:
+    """Return the test cells' ranges and each row, newest first, as texts for a page."""
+    tested = sum(one["test_cells"] for one in document["stages"])
+    ranges = [{"text": _range(document, name).plain, "state": ""} for name in HEADINGS]
+    first = {"name": "test cells", "files": None, "cells": tested, "cells_of": ranges}
+    return [
+        first,
+        *(
+            {
+                "name": row["name"],
+                "files": row["files"],
+                "cells": row["cells"],
+                "cells_of": [
+                    {"text": _shown(name, row["measures"][name]), "state": row["measures"][name]["state"]}
+                    for name in HEADINGS
+                ],
+            }
+            for row in reversed(document["rows"])
+        ),
+    ]
+
+
+def _shown(name: str, measure: Document) -> str:
+    value = measure["value"]
+    return "-" if value is None or measure["state"] == "not recorded" else _number(name, value)
+
+
 def _cell(name: str, measure: Document) -> Any:
-    value, state = measure["value"], measure["state"]
-    if value is None or state == "not recorded":
+    shown, state = _shown(name, measure), measure["state"]
+    if shown == "-":
         return text("-", "dim")
-    shown = _number(name, value)
     if state == "alarm":
         return text(f"{shown} !", "bold red")
     return text(f"({shown})", "dim") if state == "too few" else text(shown)
@@ -158,7 +184,7 @@ def plot(document: Document, path: Path) -> Path:
 def drawn(document: Document) -> "Figure":
     """Draw each measure over the rows, with the range of the test cells; what is out is a square."""
     figure = new_figure(10.9, 5.2)
-    for axis, name in zip(figure.subplots(2, 3).flat, _HEADINGS, strict=True):
+    for axis, name in zip(figure.subplots(2, 3).flat, HEADINGS, strict=True):
         _draw(axis, document, name)
     return figure
 
@@ -177,7 +203,7 @@ def _draw(axis: "Axes", document: Document, name: str) -> None:
     axis.plot(out, [values[place] for place in out], color=ORANGE, marker="s", linestyle="", markersize=7)
     step = -(-len(rows) // _LABELS)
     axis.set_xticks(list(places)[::step], [short(row["name"], 14) for row in rows][::step], color=INK)
-    axis.set_title(f"{_HEADINGS[name][:1].upper()}{_HEADINGS[name][1:]}{'' if ends else ' (not measured)'}")
+    axis.set_title(f"{HEADINGS[name][:1].upper()}{HEADINGS[name][1:]}{'' if ends else ' (not measured)'}")
     axis.margins(x=0.06)
     top = max([*(value for value in values if value == value), *(ends or ()), 0.1])
     axis.set_ylim(0, min(1.1 * top, 1.02))
