@@ -21,7 +21,7 @@ from canal.core.errors import AuditError, LedgerError
 from canal.core.files import read_json, scratch_folder
 from canal.registry.audit.chain import differing_tensors
 from canal.registry.audit.committed_ledger import check_committed
-from canal.registry.audit.full_audit import Report, audit
+from canal.registry.audit.full_audit import Depth, Report, audit
 from canal.registry.audit.ledger_entries import check_anchors, check_entries
 from canal.registry.audit.version_files import AuditLog
 from canal.registry.ledger.git_history import Anchor, GitFile, make_anchor
@@ -62,7 +62,8 @@ def audit_project(
     """
     trusted = None if keyring is None else read_keyring(keyring)
     versions = None if wanted is None else [project.store.version(wanted)]
-    return audit(project.store, project.layout, project.config, versions, recompute, trusted)
+    depth: Depth = "recomputed" if recompute else "opened"
+    return audit(project.store, project.layout, project.config, versions, depth, trusted)
 
 
 TOLERANCE = 0.05

@@ -19,7 +19,7 @@ from canal.core.files import read_json, scratch_folder
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.model.load import CellAnnotator
-from canal.registry.audit.full_audit import audit
+from canal.registry.audit.full_audit import Depth, audit
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.promotion.comparing import Comparison, Sampling, StageComparison, compare_stage
 from canal.registry.promotion.policy import Evidence, share_interval
@@ -129,15 +129,18 @@ def parent_of(project: Project, version: Version) -> Version | None:
     return next((one for one in project.store.versions() if one.ready and one.key == key), None)
 
 
-def gather_evidence(loaded: LoadedModels, version: Version, other: Version | None) -> Gathered:
+def gather_evidence(
+    loaded: LoadedModels, version: Version, other: Version | None, depth: Depth = "opened"
+) -> Gathered:
     """Return what the policy judges a version by, beside another, and both versions' answers.
 
-    Of one whose files were erased no answers are left, and nothing can be shown to be kept.
+    Of one whose files were erased no answers are left, and nothing can be shown to be kept. ``depth`` is that
+    of the audit.
     """
     project = loaded.project
     store, folder = project.store, project.store.artifacts(version)
     with ThreadPoolExecutor(1) as beside:  # an audit mostly reads and waits, while the models answer
-        audited = beside.submit(audit, store, project.layout, project.config, [version])
+        audited = beside.submit(audit, store, project.layout, project.config, [version], depth)
         scored = None if other is None or other.erased else score_versions(loaded, other, version)
         findings = [str(one) for one in audited.result().findings]
     compared = None if scored is None else scored.comparison

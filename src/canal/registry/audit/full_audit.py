@@ -6,7 +6,7 @@ Nothing here imports torch, nor MLflow where the registry is a local database.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from canal.config.layout import Layout
 from canal.config.params import Config
@@ -95,19 +95,25 @@ class Report:
         }
 
 
+Depth = Literal["files", "opened", "recomputed"]
+"""How far an audit goes."""
+
+
 def audit(
     store: Store,
     layout: Layout,
     config: Config,
     versions: Sequence[Version] | None = None,
-    again: bool = False,
+    depth: Depth = "opened",
     keyring: Keyring | None = None,
 ) -> Report:
     """Audit versions (default: all) with their ancestors, the ledger and the aliases.
 
     Of an ancestor that is not among ``versions``, only the files that its key covers are audited. The caller
-    does not hold the registry's lock. ``again`` recomputes the sums of each stage whose cells still exist;
-    ``keyring`` holds the keys by which every entry of the ledger has to be signed.
+    does not hold the registry's lock. Beyond files, ledger and pages a child process opens each version; with
+    the ``depth`` ``recomputed`` the sums of each stage whose cells still exist are computed again, too, and
+    with ``files`` nothing is opened. ``keyring`` holds the keys by which every entry of the ledger has to be
+    signed.
     """
     began, log = time.monotonic(), AuditLog()
     with fresh_copies(store) as fetch:
@@ -132,10 +138,10 @@ def audit(
                 checked.append(
                     CheckedVersion(chain[-1], record, page, entry is not None and entry.kind == "register")
                 )
-        opening = Opening([chain[-1] for chain in chains]).start()
+        opening = Opening([] if depth == "files" else [chain[-1] for chain in chains]).start()
         check_runs(shown, checked, versions is None, log)
         check_promotions(snapshot.entries, wanted, reader, log)
-        _check_chains(chains, layout, again, log)
+        _check_chains(chains, layout, depth == "recomputed", log)
 
         def all_members() -> Iterator[RegisteredVersion]:
             others = VersionReader(store, snapshot.ready, snapshot.records, AuditLog(), fetch)
