@@ -40,7 +40,8 @@ class Watch:
         """
         index = self._index
         usable = [one for one in index.versions() if not one.retired and not one.erased]
-        version = found_version(index, asked) if asked else index.holder("champion") or (usable or [None])[-1]
+        newest = usable[-1] if usable else None
+        version = found_version(index, asked) if asked else index.holder("champion") or newest
         if version is None:
             return {"document": None, "headings": HEADINGS, "rows": [], "versions": []}
         with self._lock:
