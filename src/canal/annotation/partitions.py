@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
 
 from canal.annotation.annotate import decisive_options, label_block, make_annotation_record
 from canal.annotation.clusters import ComputeOptions, computing
@@ -34,8 +37,6 @@ from canal.io.formats import open_cells
 from canal.io.writer import writing
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from canal.model.load import CellAnnotator
 
 PLAN, RECORDS, INDEX = "_plan.json", "_records.json", "_index.parquet"
@@ -118,9 +119,6 @@ class Plan:
         path = self.folder / partition.file
         if not path.is_file():
             return False
-        import pyarrow
-        import pyarrow.parquet
-
         try:
             rows = pyarrow.parquet.read_metadata(path)
             about = parse_json((rows.metadata or {}).get(_META, b"{}"))
@@ -245,9 +243,6 @@ def label_partition(plan: Plan, partition: Partition, annotator: CellAnnotator, 
     DataError
         If the input has changed since it was planned, or its cells cannot be labelled; nothing is written.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     entry = next(one for one in plan.document["inputs"] if one["path"] == str(partition.source))
     _require_unchanged(partition.source, entry)
     likeness = Likeness()
@@ -315,8 +310,6 @@ def collect(
     DataError
         If partitions are missing, or are not of this plan.
     """
-    import pandas as pd
-
     if missing := plan.missing():
         numbers = ", ".join(str(one.number) for one in missing[:_SHOWN])
         more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
@@ -363,9 +356,6 @@ def _together(
 
     Medians of partitions say nothing of the median of all: it is on record where there is one partition.
     """
-    import pandas as pd
-    import pyarrow.parquet
-
     tables, likeness, depths = [], Likeness(), []
     for one in partitions:
         arrow = pyarrow.parquet.read_table(plan.folder / one.file, partitioning=None)

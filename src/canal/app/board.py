@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn import Config, Server
 
 from canal.app import board_naming, board_pages, board_work
 from canal.app.board_access import CSRF_FIELD, Form, Guard, RefusedError, Visitor, read_form, with_cookie
@@ -31,7 +32,7 @@ from canal.app.board_index import Index, stamp, utc
 from canal.app.connections import PATIENCE, PatientProtocol, read_token
 from canal.core.errors import CanalError, RegistryError, tell
 from canal.core.files import system_refusal
-from canal.report.board import icon, script, style
+from canal.report.board_rendering import icon, script, style
 
 HOST = "127.0.0.1"
 _PATIENCE_S = 900
@@ -49,8 +50,6 @@ def serve(root: Path | None, options: BoardOptions) -> None:
     CanalError
         If there is no project, the token file holds no valid token, or the port is taken.
     """
-    from uvicorn import Config, Server
-
     if options.token_file is not None:
         read_token(options.token_file)
     os.environ[PATIENCE] = str(_PATIENCE_S)

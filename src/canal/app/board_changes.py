@@ -29,7 +29,7 @@ from canal.app.board_watch import Watch
 from canal.app.board_work import Deed, Job, Jobs, Leaving, Promotion
 from canal.core import __version__
 from canal.core.errors import CanalError
-from canal.report.board import render
+from canal.report.board_rendering import render
 
 PAGES = (
     ("/", "Versions"),

@@ -9,7 +9,7 @@ from canal.app.board_index import Index, stamp
 from canal.app.board_pages import found_version
 from canal.app.project import Project
 from canal.core.packages import lazy_module
-from canal.report.drift import HEADINGS, shown_rows
+from canal.report.drift_tables import HEADINGS, shown_rows
 
 if TYPE_CHECKING:
     from canal.app import watching

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -268,8 +269,6 @@ def _collected(
 
 def _by_dask(plan: Plan, waiting: Sequence[Partition], spread: Spread, root: Path | None) -> Iterator[int]:
     """Yield the cells of each partition once a worker has labelled it."""
-    from distributed import as_completed
-
     place = None if root is None else str(root.resolve())
     with _client(spread) as client:
         futures = [
@@ -279,7 +278,7 @@ def _by_dask(plan: Plan, waiting: Sequence[Partition], spread: Spread, root: Pat
             )
             for one in waiting
         ]  # fmt: skip
-        for future in as_completed(futures):
+        for future in _distributed().as_completed(futures):
             if future.status == "error":
                 error = future.exception()
                 client.cancel(futures)
@@ -293,14 +292,18 @@ def _by_dask(plan: Plan, waiting: Sequence[Partition], spread: Spread, root: Pat
             future.release()
 
 
+def _distributed() -> Any:
+    """Return the package that the extra dask brings."""
+    return import_module("distributed")
+
+
 @contextmanager
 def _client(spread: Spread) -> Iterator[Client]:
     """Yield a client of the scheduler, or of workers of this machine, which end with it."""
-    from distributed import Client, LocalCluster
-
+    dask = _distributed()
     if spread.scheduler is not None:
         try:
-            with Client(spread.scheduler, timeout="10s") as client:
+            with dask.Client(spread.scheduler, timeout="10s") as client:
                 yield client
         except OSError as error:
             raise ConfigError(
@@ -311,7 +314,7 @@ def _client(spread: Spread) -> Iterator[Client]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = spread.workers or max(1, cores // 2)
     try:
-        cluster = LocalCluster(
+        cluster = dask.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             host="127.0.0.1",
@@ -327,7 +330,7 @@ def _client(spread: Spread) -> Iterator[Client]:
             f"Dask's {workers} workers could not be started here ({error}): try fewer (--workers), or "
             "leave --engine out"
         ) from error
-    with cluster, Client(cluster) as client:
+    with cluster, dask.Client(cluster) as client:
         yield client
 
 

@@ -27,7 +27,7 @@ from canal.cli.parsing import (
     show_result,
 )
 from canal.core.errors import CanalError, ConfigError
-from canal.report.drift import plot, watch_group
+from canal.report.drift_tables import plot, watch_group
 from canal.report.gate_tables import verdict_table
 from canal.report.project_tables import doctor_table, plan_table, status_group
 
