@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -30,14 +30,26 @@ from canal.app.board_changes import BoardOptions as BoardOptions
 from canal.app.board_changes import Changes
 from canal.app.board_index import Index, stamp, utc
 from canal.app.connections import PATIENCE, PatientProtocol, read_token
+from canal.app.project import Project
 from canal.core.errors import CanalError, RegistryError, tell
 from canal.core.files import system_refusal
+from canal.core.packages import lazy_module
 from canal.report.board_rendering import icon, script, style
+from canal.report.drift_tables import HEADINGS, shown_rows
+
+if TYPE_CHECKING:
+    from canal.app import watching
+else:  # it reads predictions, with pandas
+    watching = lazy_module("canal.app.watching")
+
+Document = dict[str, Any]
 
 HOST = "127.0.0.1"
 _PATIENCE_S = 900
 """Seconds in which a request must be complete: a large file may come through a slow tunnel."""
 _SWEEP_S = 20
+_KEPT = 8
+"""Versions of which the page of `canal watch` is kept in memory."""
 _CELLS_BYTES = 8 << 20
 """Most bytes of a form that names cells."""
 
@@ -84,12 +96,50 @@ def application(root: Path | None, options: BoardOptions) -> Guard:
     return Guard(app, hosts)
 
 
+class Watch:
+    """What `canal watch` says of a version, read again when something was labelled."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._lock = threading.Lock()
+        self._kept: dict[str, tuple[object, Document]] = {}
+
+    def page(self, asked: str) -> Document:
+        """Return the page of a version, by default of the champion, else of the newest one.
+
+        Raises
+        ------
+        RefusedError
+            If there is no such version.
+        """
+        index = self._index
+        usable = [one for one in index.versions() if not one.retired and not one.erased]
+        newest = usable[-1] if usable else None
+        version = board_pages.found_version(index, asked) if asked else index.holder("champion") or newest
+        if version is None:
+            return {"document": None, "headings": HEADINGS, "rows": [], "versions": []}
+        with self._lock:
+            now = stamp(index.layout.annotations, index.layout.ledger)
+            kept = self._kept.get(version.key)
+            if kept is None or kept[0] != now:
+                project = Project(index.layout, index.config)
+                kept = now, watching.watch(project, str(version.number))
+                self._kept = {**dict(list(self._kept.items())[-_KEPT:]), version.key: kept}
+        document = kept[1]
+        rows = shown_rows(document)
+        return {"document": document, "headings": HEADINGS, "rows": rows, "versions": usable[::-1]}
+
+
 Page = Callable[[Request, Visitor], Response]
 Change = Callable[[Request, Visitor, Form], Response]
 
 
 class Board(Changes):
     """A project's board: its pages, and the forms of `Changes`."""
+
+    def __init__(self, index: Index, options: BoardOptions) -> None:
+        super().__init__(index, options)
+        self.watch = Watch(index)
 
     def routes(self) -> list[Route]:
         """Return every address: what is read by GET, and what changes something by POST."""

@@ -25,7 +25,6 @@ from canal.app.board_access import (
 )
 from canal.app.board_drop import Drops
 from canal.app.board_index import Index
-from canal.app.board_watch import Watch
 from canal.app.board_work import Deed, Job, Jobs, Leaving, Promotion
 from canal.core import __version__
 from canal.core.errors import CanalError
@@ -88,7 +87,6 @@ class Changes:
         self.access = Access(options.token_file)
         self.jobs = Jobs()
         self.drops = Drops(index.layout, options.max_mb)
-        self.watch = Watch(index)
 
     def page(self, request: Request, visitor: Visitor, template: str, values: dict[str, Any]) -> Response:
         """Return a page."""
