@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -294,7 +295,8 @@ def test_a_cell_that_an_earlier_stage_tests_on_is_refused(earlier, tmp_path):
     case.earlier = {"first": EarlierStage(split, earlier["first"].profile)}
     verdict = case.judged(tmp_path)
     assert failed(verdict) == [TESTED_BEFORE]
-    assert verdict.failures("error")[0].examples == ("first (2 cells)",)
+    [example] = verdict.failures("error")[0].examples
+    assert re.fullmatch(r"first \(2 cells, such as \S+\)", example)
 
 
 def test_a_test_cell_that_the_backbone_saw_without_its_label_is_refused(earlier, tmp_path):
@@ -306,7 +308,8 @@ def test_a_test_cell_that_the_backbone_saw_without_its_label_is_refused(earlier,
     case.pretrained = dict.fromkeys(digests[:3], "atlas")
     verdict = case.judged(tmp_path)
     assert failed(verdict) == ["not_pretrained_on"]
-    assert verdict.failures("error")[0].examples == ("atlas (3 cells)",)
+    [example] = verdict.failures("error")[0].examples
+    assert re.fullmatch(r"atlas \(3 cells, such as \S+\)", example)
 
 
 ABOUT_LABELS = {"labels_present", "enough_cells_per_type", "types_balanced"}

@@ -165,6 +165,7 @@ def reproduce(caller: int) -> int:
         ):
             mend_locks(Path.cwd())
             note_run(Path.cwd(), caller)
+            stages = list(Project.open().config.stages)
 
             def tell_step(record: logging.LogRecord) -> bool:
                 """Name the step that DVC begins in one line of ours, in place of DVC's."""
@@ -173,8 +174,9 @@ def reproduce(caller: int) -> int:
                     and isinstance(record.args, tuple)
                     and len(record.args) == 1
                 ):
-                    tell(f"step {record.args[0]}")
-                    now(f"step {record.args[0]}")
+                    step = f"step {record.args[0]}{_which(str(record.args[0]), stages)}"
+                    tell(step)
+                    now(step)
                 return record.levelno > logging.INFO
 
             ui.enable = lambda: None
@@ -186,6 +188,14 @@ def reproduce(caller: int) -> int:
             return int(dvc(["repro"]))
     except Timeout:
         return _AT_WORK
+
+
+def _which(step: str, stages: Sequence[str]) -> str:
+    """Return of which stage of how many a step is, as a clause; empty for steps of none."""
+    what, _, stage = step.partition("@")
+    if what == "prepare":
+        return ""  # it is of a source
+    return f" (stage {stages.index(stage) + 1} of {len(stages)})" if stage in stages else ""
 
 
 def mend_locks(root: Path) -> None:

@@ -128,14 +128,22 @@ def describe_values(things: str, column: str, noun: str, *, smallest: bool = Fal
     return describe
 
 
-def describe_groups(things: str, column: str, noun: str) -> Describe:
-    """Describe how many rows fail, and the most frequent of their values with their numbers."""
+def describe_groups(things: str, column: str, noun: str, names: str | None = None) -> Describe:
+    """Describe how many rows fail, and the most frequent of their values with their numbers.
+
+    Where ``names`` is a column, an example of each value's rows is named, too.
+    """
 
     def describe(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
         sizes = failing[column].value_counts()
         ordered = sorted(sizes.items(), key=lambda item: (-item[1], str(item[0])))[:EXAMPLES]
+        such = {} if names is None else failing.groupby(column)[names].first().to_dict()
         return RuleFinding(
-            _share(things, rows, failing), tuple(f"{value} ({count:,} {noun})" for value, count in ordered)
+            _share(things, rows, failing),
+            tuple(
+                f"{value} ({count:,} {noun}{f', such as {such[value]}' if value in such else ''})"
+                for value, count in ordered
+            ),
         )
 
     return describe

@@ -111,7 +111,7 @@ def identity_rules(subject: Subject) -> list[Rule]:
             absent("prepared cell", "tested_in"),
             "no cell that an earlier stage tests on, compared by content",
             f"leave them out ({source}.exclude.cells or where): learning them makes old tests worthless",
-            describe_groups("cells", "tested_in", "cells"),
+            describe_groups("cells", "tested_in", "cells", "name"),
         ),
         *(() if subject.pretrained is None else (_not_pretrained_on(source),)),
     ]
@@ -126,7 +126,7 @@ def _not_pretrained_on(source: str) -> Rule:
         "no test cell that the backbone was pretrained on, compared by content",
         f"leave them out ({source}.exclude.cells or where), or out of the unlabelled source and learn the "
         "backbone again: canal stage relearn backbone",
-        describe_groups("cells", "pretrained_in", "cells"),
+        describe_groups("cells", "pretrained_in", "cells", "name"),
     )
 
 
