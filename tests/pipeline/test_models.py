@@ -157,7 +157,7 @@ def test_a_name_that_is_none_is_refused(bundles, here, name):
     if name:
         with pytest.raises(CanalError, match="is no name for a model"):
             shelf.add_model(str(bundles / "bare.zip"), name)
-    with pytest.raises(RegistryError, match="there are none yet"):
+    with pytest.raises(RegistryError, match="holds none yet"):
         shelf.shelved(name)
     assert not shelf.shelf_folder().exists()
 
