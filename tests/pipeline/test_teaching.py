@@ -76,7 +76,7 @@ def test_a_lineage_is_taught_gated_learned_registered_and_committed(tmp_path):
         ),
         (blood, {"stage": "x", "values": "tpm"}, r"values: .*'counts', 'log1p_10k' or 'log2p_10k'"),
         (blood, {"stage": "Upper", "values": "counts"}, "is not a name"),
-        (lambda: Path("nowhere.h5ad"), {"values": "counts"}, r"nowhere\.h5ad not found"),
+        (lambda: Path("nowhere.h5ad"), {"values": "counts"}, r"nowhere\.h5ad: no such file"),
         (lambda: [[1]], {"stage": "x", "values": "counts"}, "must be an AnnData or the path .* found list"),
     ],
 )
