@@ -217,7 +217,7 @@ def test_unassigned_cells_are_told_by_reason():
         in told
     )
     assert "Unassigned:" not in rendered(annotation_table(document | {"unassigned_by": {}}))
-    unknown = "is not known: it takes two learned studies, and sums"
+    unknown = "was not measured: that takes two data sets"
     assert unknown in told  # a version of one study cannot say how far others lie
     study = {"like_learned": 0.9, "known_unassigned": {"lowest": 0.05, "usual": 0.06, "highest": 0.07}}
     assert unknown not in rendered(annotation_table(document | {"study": study}), width=200)

@@ -17,7 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 from filelock import Timeout
 
 from canal.app.at_work import note_run, run_holder, run_lock
@@ -304,6 +303,8 @@ def _interrupt_all(process: int) -> None:
 
     DVC and the fork server leave Ctrl-C to the step, which is their child, so it is not enough to tell them.
     """
+    import psutil  # type: ignore[import-untyped]  # of a project; `canal.learn` is there without
+
     with suppress(psutil.NoSuchProcess):
         first = psutil.Process(process)
         for one in (*first.children(recursive=True), first):
