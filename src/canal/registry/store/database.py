@@ -188,17 +188,18 @@ class _Kept(threading.local):
 
     def of(self, path: Path) -> sqlite3.Connection:
         """Return a connection that reads a file; a new one where the file is another or was written."""
+        of: tuple[Any, ...] = (os.getpid(), path)
         with suppress(OSError):  # where it cannot be looked at, SQLite says why
             seen = path.stat()
-            changed = seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
-            of = (os.getpid(), path, seen.st_dev, seen.st_ino, *changed)
-            if self._connection is not None and self._of == of:
-                return self._connection
-            if self._connection is not None and self._of[0] != of[0]:
-                self._forked.append(self._connection)  # it is of the process that forked this one
-            self._of = of
+            of += (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+        if self._connection is not None and self._of == of:
+            return self._connection
+        if self._connection is not None and self._of[0] != of[0]:
+            self._forked.append(self._connection)  # it is of the process that forked this one
+        self._connection = None  # should the next line fail, nothing is kept that is of another file
         address = f"file:{quote(str(path))}?mode=ro"
         self._connection = sqlite3.connect(address, uri=True, timeout=WAIT_S, check_same_thread=False)
+        self._of = of
         return self._connection
 
 
