@@ -10,7 +10,7 @@ import csv
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,7 +23,7 @@ from canal.config.yaml_file import load_config
 from canal.core.errors import CanalError
 from canal.core.files import read_json
 from canal.registry.ledger.ledger import Entry
-from canal.registry.manifest.version_folder import read_key, read_record
+from canal.registry.manifest.version_folder import parent_keys, read_key, read_record
 from canal.registry.promotion.moves import ledger_of
 from canal.registry.store.database import LOGGED, Version, inside, local_path
 from canal.registry.store.store import Store
@@ -292,15 +292,6 @@ class Index:
                 read()
             except (CanalError, OSError):
                 continue
-
-
-def parent_keys(key: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the keys of the versions that one was learned on, or merged from."""
-    if key.get("parent"):
-        yield str(key["parent"])
-    merged = key.get("merged")
-    if merged and not merged.get("bundle"):
-        yield str(merged["other"])
 
 
 def utc(seconds: float) -> str:

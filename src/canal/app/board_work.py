@@ -137,20 +137,9 @@ class Jobs:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-_LOADING = threading.Lock()
-
-
-def _load() -> None:
-    """Import what jobs need, before the first: two threads must not import a module lazily at once."""
-    with _LOADING:
-        for module in (auditing, impact, project, promoting, reviewing, unlearning, versions, lineage_page):
-            module.__doc__  # noqa: B018
-
-
 def _run(job: Job, work: Callable[[Job], Document]) -> None:
     job.state = "working"
     try:
-        _load()
         job.result = work(job)
         state: State = "done"
     except Exception as error:

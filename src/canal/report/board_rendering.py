@@ -5,7 +5,7 @@ Whatever somebody wrote is escaped; there is no script, style or address in a pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from canal.core.errors import visible
 from canal.core.progress import count, percent, points, size, span
+from canal.registry.ledger.rulings import shown_ruling
 
 Document = Mapping[str, Any]
 
@@ -73,6 +74,7 @@ def _environment() -> Environment:
         "span": span,
         "time": _time,
         "visible": visible,
+        "shown_ruling": shown_ruling,
         "address": lambda text: quote(str(text), safe=""),
         "thousands": lambda n: f"{n:,}",
     }
@@ -104,25 +106,6 @@ def trend(rows: Sequence[Document], colours: Mapping[str, str]) -> dict[str, Any
     def y(share: float) -> float:
         return _TOP + (1 - share) / (1 - floor) * (HEIGHT - _TOP - _BOTTOM)
 
-    names = dict.fromkeys(name for row in rows for name in row["recall"])
-    lines = []
-    for name in names:
-        at = [(x, row) for x, row in zip(xs, rows, strict=True) if name in row["recall"]]
-        values = [row["recall"][name] for _, row in at]
-        lines.append(
-            {
-                "name": name,
-                "colour": colours.get(name, "#595959"),
-                "points": " ".join(f"{x:.1f},{y(row['recall'][name]):.1f}" for x, row in at),
-                "dots": [
-                    {"x": round(x, 1), "y": round(y(row["recall"][name]), 1)}
-                    for x, row in (at if len(rows) <= _MOST_DOTS or len(at) == 1 else ())
-                ],
-                "first": values[0],
-                "last": values[-1],
-                "change": values[-1] - values[0] if len(values) > 1 else None,
-            }
-        )
     every = max(1, -(-len(rows) // _MOST_NUMBERS))
     return {
         "width": WIDTH,
@@ -131,7 +114,7 @@ def trend(rows: Sequence[Document], colours: Mapping[str, str]) -> dict[str, Any
         "right": WIDTH - _RIGHT,
         "top": _TOP,
         "bottom": HEIGHT - _BOTTOM,
-        "lines": lines,
+        "lines": list(_lines(rows, colours, xs, y)),
         "ticks": [
             {"y": round(y(tick / 100), 1), "text": f"{tick}"} for tick in _TICKS if tick >= 100 * floor
         ],
@@ -147,3 +130,24 @@ def trend(rows: Sequence[Document], colours: Mapping[str, str]) -> dict[str, Any
             for place, (x, row) in enumerate(zip(xs, rows, strict=True))
         ],
     }
+
+
+def _lines(
+    rows: Sequence[Document], colours: Mapping[str, str], xs: Sequence[float], y: Callable[[float], float]
+) -> Iterator[dict[str, Any]]:
+    """Yield the line of each type: its points, dots where versions are few, first and last recall."""
+    for name in dict.fromkeys(name for row in rows for name in row["recall"]):
+        at = [(x, row["recall"][name]) for x, row in zip(xs, rows, strict=True) if name in row["recall"]]
+        first, last = at[0][1], at[-1][1]
+        yield {
+            "name": name,
+            "colour": colours.get(name, "#595959"),
+            "points": " ".join(f"{x:.1f},{y(value):.1f}" for x, value in at),
+            "dots": [
+                {"x": round(x, 1), "y": round(y(value), 1)}
+                for x, value in (at if len(rows) <= _MOST_DOTS or len(at) == 1 else ())
+            ],
+            "first": first,
+            "last": last,
+            "change": last - first if len(at) > 1 else None,
+        }

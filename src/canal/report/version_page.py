@@ -15,7 +15,7 @@ from canal.annotation.places import type_colours
 from canal.core.packages import named_packages
 from canal.core.progress import size, span
 from canal.quality.verdict import RuleResult
-from canal.registry.ledger.rulings import TOO_FEW, in_percent
+from canal.registry.ledger.rulings import TOO_FEW, in_percent, shown_ruling
 from canal.report.canvas import write_html
 from canal.report.documents import method_lines
 from canal.report.gate_tables import finding
@@ -317,13 +317,8 @@ def cost(spent: Document) -> str:
 
 def _sorted_rulings(document: Document) -> list[Document]:
     """Return the rulings, those that do not hold first, each with its state in a word."""
-    rulings: list[Document] = []
-    for one in sorted(document["rulings"], key=lambda one: (one["passed"], one["value"] == TOO_FEW)):
-        state = "too few to judge" if one["value"] == TOO_FEW else "fails"
-        state = "holds" if one["passed"] else "overridden" if one["overridden"] else state
-        value, bound = in_percent(one)
-        rulings.append({**one, "state": state, "value": value, "bound": bound})
-    return rulings
+    rulings = sorted(document["rulings"], key=lambda one: (one["passed"], one["value"] == TOO_FEW))
+    return [shown_ruling(one) for one in rulings]
 
 
 def _matrix(document: Document) -> Document:

@@ -64,6 +64,14 @@ def in_percent(ruling: Mapping[str, Any]) -> tuple[str, str]:
     return shown + " %" * bool(numbers), _NUMBER.sub(lambda one: percent(float(one[0]), unit), bound)
 
 
+def shown_ruling(ruling: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ruling as a page shows it: with its ``state`` in a word, its value and bound `in_percent`."""
+    failed = TOO_FEW if ruling["value"] == TOO_FEW else "fails"
+    state = "holds" if ruling["passed"] else "overridden" if ruling["overridden"] else failed
+    value, bound = in_percent(ruling)
+    return {**ruling, "state": state, "value": value, "bound": bound}
+
+
 def overridden_failures(entry: Entry) -> Iterator[str]:
     """Yield the rules that a promotion overrode although they were judged, and had failed.
 

@@ -117,6 +117,17 @@ def read_key(folder: Path) -> Key:
     return key
 
 
+def merged_with(key: Mapping[str, Any]) -> str | None:
+    """Return the digest of the other parent's key.json, where a version was merged with one, not sums."""
+    merged = key.get("merged")
+    return None if merged is None or merged["bundle"] else str(merged["other"])
+
+
+def parent_keys(key: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the digests of the keys of a version's parents: none, one, or two where lineages were merged."""
+    return tuple(one for one in (key.get("parent"), merged_with(key)) if one is not None)
+
+
 def key_digest(folder: Path) -> str:
     """Return the SHA-256 of a folder's key.json: the name under which a model is known everywhere."""
     read_key(folder)

@@ -23,6 +23,8 @@ from canal.registry.manifest.version_folder import (
     Key,
     Record,
     check_files,
+    merged_with,
+    parent_keys,
     read_key,
 )
 from canal.registry.store.database import Version, require_files
@@ -112,8 +114,7 @@ class RegisteredVersion:
     @property
     def parent(self) -> str | None:
         """Digest of the parent's key.json."""
-        parent: str | None = self.key["parent"]
-        return parent
+        return None if self.key["parent"] is None else str(self.key["parent"])
 
     @property
     def erased(self) -> bool:
@@ -123,13 +124,12 @@ class RegisteredVersion:
     @property
     def merged_with(self) -> str | None:
         """Digest of the other parent's key.json, where it was merged with a version and not shared sums."""
-        merged = self.key.get("merged")
-        return None if merged is None or merged["bundle"] else str(merged["other"])
+        return merged_with(self.key)
 
     @property
     def parents(self) -> tuple[str, ...]:
         """Digests of the keys of its parents: none, one, or two where two lineages were merged."""
-        return tuple(one for one in (self.parent, self.merged_with) if one is not None)
+        return parent_keys(self.key)
 
     @property
     def is_annotator(self) -> bool:
