@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from canal.annotation.annotate import label_h5ad
 from canal.annotation.options import Options
-from canal.annotation.partitions import INDEX, PLAN, RECORDS, Plan, collect, label_partition, shared_plan
+from canal.annotation.partitions import INDEX, PLAN, RECORDS, Plan, collect, label_partitions, shared_plan
 from canal.annotation.records import genuine
 from canal.app.partitioning import Spread
 from canal.core.errors import CanalError, DataError
@@ -50,7 +50,7 @@ def test_the_labels_are_those_of_each_file_by_itself(annotator, files, tmp_path)
     """Rows, cell names and columns, whatever the format, and however its cells are cut."""
     plan = planned(annotator, files, tmp_path / "out")
     for one in reversed(plan.partitions):
-        label_partition(plan, one, annotator, OPTIONS)
+        list(label_partitions(plan, [one], annotator, OPTIONS))
     records = collect(plan, annotator, OPTIONS, origins(plan))
     for entry, said in zip(plan.document["inputs"], records, strict=True):
         path = next(one for one in files if str(one.resolve()) == entry["path"])
@@ -112,7 +112,7 @@ def test_what_is_missing_damaged_or_of_another_plan_is_labelled_again(annotator,
     with pytest.raises(DataError, match=r"partitions are missing \(0, 1"):
         collect(plan, annotator, OPTIONS, origins(plan))
     for one in plan.partitions:
-        label_partition(plan, one, annotator, OPTIONS)
+        list(label_partitions(plan, [one], annotator, OPTIONS))
     cut, other, gone = plan.partitions[0], plan.partitions[1], plan.partitions[2]
     whole = (plan.folder / cut.file).read_bytes()
     (plan.folder / cut.file).write_bytes(whole[: len(whole) // 2])
@@ -121,13 +121,13 @@ def test_what_is_missing_damaged_or_of_another_plan_is_labelled_again(annotator,
     assert plan.missing() == [cut, other, gone]
     assert not (plan.folder / INDEX).exists()
     for one in plan.missing():
-        label_partition(plan, one, annotator, OPTIONS)
+        list(label_partitions(plan, [one], annotator, OPTIONS))
     assert len(collect(plan, annotator, OPTIONS, origins(plan))) == len(files)
 
 
 def test_a_folder_of_other_labels_is_refused_and_keeps_them(annotator, files, tmp_path):
     plan = planned(annotator, files, tmp_path / "out")
-    label_partition(plan, plan.partitions[0], annotator, OPTIONS)
+    list(label_partitions(plan, [plan.partitions[0]], annotator, OPTIONS))
     for wanted in ({"size": 8}, {"files": files[1:]}, {"options": replace(OPTIONS, min_confidence=0.5)}):
         with pytest.raises(DataError, match="another plan .it differs in (cells|inputs|options)"):
             planned(annotator, **{"files": files, "folder": tmp_path / "out", **wanted})
@@ -151,7 +151,7 @@ def test_a_file_that_changes_meanwhile_is_refused(annotator, tmp_path):
     write_adata(cells(seed=9), path)
     os.utime(path, ns=(1, 1))
     with pytest.raises(DataError, match="has changed since it was planned"):
-        label_partition(plan, plan.partitions[0], annotator, OPTIONS)
+        list(label_partitions(plan, [plan.partitions[0]], annotator, OPTIONS))
     assert plan.missing() == list(plan.partitions)
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, count
+from itertools import chain, count, groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from canal.annotation.summary import Depth, Likeness, summarise
 from canal.core.digests import canonical_json, file_digest, json_digest
 from canal.core.errors import DataError
 from canal.core.files import first_file, new_file, parse_json, read_json, write_json
-from canal.io.formats import open_cells
+from canal.io.formats import Fingerprint, open_cells
 from canal.io.writer import writing
 
 if TYPE_CHECKING:
@@ -160,15 +161,7 @@ def shared_plan(
         If an input cannot be read or is named twice, labels are asked for that need all cells of a file at
         once, or the folder holds something else, or labels under another plan.
     """
-    if options.vote is not None:
-        raise DataError(
-            "--vote needs all cells of a file at once, which no partition has: leave it out, or label each "
-            "file by itself"
-        )
-    if options.key_added != KEY:
-        raise DataError(
-            "--key-added names labels beside others in a file; partitions hold labels alone: leave it out"
-        )
+    _require_partitionable(options)
     document = {
         "format": FORMAT,
         "inputs": list(_inputs(annotator, sources)),
@@ -200,6 +193,19 @@ def shared_plan(
     return plan
 
 
+def _require_partitionable(options: Options) -> None:
+    """Raise for labels that a partition cannot have."""
+    if options.vote is not None:
+        raise DataError(
+            "--vote needs all cells of a file at once, which no partition has: leave it out, or label each "
+            "file by itself"
+        )
+    if options.key_added != KEY:
+        raise DataError(
+            "--key-added names labels beside others in a file; partitions hold labels alone: leave it out"
+        )
+
+
 def _require_ours(folder: Path) -> None:
     """Raise unless a folder is new, empty, or one in which another process is about to write its plan."""
     if folder.is_dir():
@@ -229,35 +235,46 @@ def _inputs(annotator: CellAnnotator, sources: Sequence[Path]) -> Iterator[Docum
 
 
 def _seen(source: Path) -> tuple[int, int]:
-    """Return size and time of the last change of a file, or of all files of a folder."""
-    files = [one for one in source.rglob("*") if one.is_file()] if source.is_dir() else [source]
-    stats = [one.stat() for one in files]
-    return sum(one.st_size for one in stats), max(one.st_mtime_ns for one in stats)
+    """Return size and time of the last change of an input, which are the same on every machine."""
+    files = Fingerprint.of(source).files
+    return sum(size for _, _, size, _ in files), max(changed for *_, changed in files)
 
 
-def label_partition(plan: Plan, partition: Partition, annotator: CellAnnotator, options: Options) -> int:
-    """Label the cells of a partition into its file, and return how many there are.
+def label_partitions(
+    plan: Plan, partitions: Sequence[Partition], annotator: CellAnnotator, options: Options
+) -> Iterator[int]:
+    """Label the cells of partitions, each into its file, and yield how many there are of each.
+
+    An input is opened once for those of its partitions that stand one after the other.
 
     Raises
     ------
     DataError
-        If the input has changed since it was planned, or its cells cannot be labelled; nothing is written.
+        If an input has changed since it was planned, or its cells cannot be labelled; of that partition
+        nothing is written.
     """
-    entry = next(one for one in plan.document["inputs"] if one["path"] == str(partition.source))
-    _require_unchanged(partition.source, entry)
-    likeness = Likeness()
-    with open_cells(partition.source, annotator.genes) as file:
-        query = query_file(file, options.layer, options.gene_column)
-        reading, restricted = reading_for(annotator, query, options)
-        depth, frames = Depth(reading.coverage.found), []
-        with computing(annotator, ComputeOptions(options.chunk_cells, options.device, options.dtype)):
-            for block in _until(reading.blocks(options.chunk_cells, partition.start), partition.stop):
-                frames.append(label_block(restricted, annotator, block, options, likeness))
-                depth.add(block)
-        names = file.obs_names()[partition.start : partition.stop]
-    table = join_blocks(frames, annotator.ontology)
-    table.index = names
-    _require_unchanged(partition.source, entry)
+    entries = {one["path"]: one for one in plan.document["inputs"]}
+    compute = ComputeOptions(options.chunk_cells, options.device, options.dtype)
+    for source, own in groupby(partitions, key=attrgetter("source")):
+        entry = entries[str(source)]
+        _require_unchanged(source, entry)
+        with open_cells(source, annotator.genes) as file, computing(annotator, compute):
+            query = query_file(file, options.layer, options.gene_column)
+            reading, restricted = reading_for(annotator, query, options)
+            names = file.obs_names()
+            for one in own:
+                likeness, depth, frames = Likeness(), Depth(reading.coverage.found), []
+                for block in _until(reading.blocks(options.chunk_cells, one.start), one.stop):
+                    frames.append(label_block(restricted, annotator, block, options, likeness))
+                    depth.add(block)
+                table = join_blocks(frames, annotator.ontology)
+                table.index = names[one.start : one.stop]
+                _require_unchanged(source, entry)
+                _write(plan, one, table, likeness, depth)
+                yield len(table)
+
+
+def _write(plan: Plan, partition: Partition, table: pd.DataFrame, likeness: Likeness, depth: Depth) -> None:
     about = {
         "plan": plan.digest,
         "start": partition.start,
@@ -272,7 +289,6 @@ def label_partition(plan: Plan, partition: Partition, annotator: CellAnnotator, 
         target.parent.mkdir(parents=True, exist_ok=True)
         with new_file(target) as temporary:
             pyarrow.parquet.write_table(arrow.replace_schema_metadata(metadata), temporary)
-    return len(table)
 
 
 def _require_unchanged(source: Path, entry: Document) -> None:

@@ -24,7 +24,7 @@ from canal.annotation.partitions import (
     Partition,
     Plan,
     collect,
-    label_partition,
+    label_partitions,
     shared_plan,
 )
 from canal.app.annotating import Origin, record_logger
@@ -157,11 +157,11 @@ def annotate_files(
         waiting = [one for one in plan.missing() if one.number % of == mine]
     done = _Progress(plan, waiting, of, callbacks)
     if spread.engine == "dask" and waiting:
-        for n_cells in _by_dask(plan, waiting, spread, root):
-            done.add(n_cells)
+        labelled = _by_dask(plan, waiting, spread, root)
     else:
-        for one in waiting:
-            done.add(label_partition(plan, one, annotator, options))
+        labelled = label_partitions(plan, waiting, annotator, options)
+    for n_cells in labelled:
+        done.add(n_cells)
     result = {"folder": str(folder), "partitions": len(plan.partitions), "labelled": len(waiting)}
     if spread.shard is not None:
         return result | {"missing": len(plan.missing())}
@@ -338,11 +338,9 @@ def _label(folder: str, number: int, root: str | None) -> int:
     """Label a partition in a worker."""
     plan, options, annotator = _loaded(folder, root, (Path(folder) / PLAN).stat().st_mtime_ns)
     partition = plan.partitions[number]
-    return (
-        partition.stop - partition.start
-        if plan.is_done(partition)
-        else label_partition(plan, partition, annotator, options)
-    )
+    if plan.is_done(partition):
+        return partition.stop - partition.start
+    return sum(label_partitions(plan, [partition], annotator, options))
 
 
 @cache

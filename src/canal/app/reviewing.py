@@ -208,8 +208,7 @@ def review(
     loaded = LoadedModels(project) if gathered is None else gathered.loaded
     brief = judgement is not None and not CellMap.is_laid_out(project, version)
     cells = None if brief else CellMap(loaded, version, folder)
-    # A page that decides nothing opens no version in a child process, beside those that it asks itself.
-    gathered = gathered or gather_evidence(loaded, version, pair.other, "files")
+    gathered = gathered or gather_evidence(loaded, version, pair.other, "files")  # a page decides nothing
     evidence, scored = gathered.evidence, gathered.scored
     rulings = judge(policy, evidence) if judgement is None else judgement.rulings
     evaluation, compared = evidence.evaluation, evidence.comparison

@@ -17,7 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from socket import socket
 from typing import Any
+
+from uvicorn import Config
+from uvicorn.supervisors import Multiprocess
 
 from canal.app.auditing import audit_project
 from canal.app.connections import PATIENCE, PatientProtocol, read_token
@@ -74,6 +78,43 @@ class ServeOptions:
     token_file: Path | None = None
 
 
+class Supervisor(Multiprocess):
+    """Notices at once that a worker died while it was asked whether it lives.
+
+    Parameters
+    ----------
+    config, sockets
+        As for uvicorn's own.
+    loaded
+        A folder: a worker that has loaded the model puts a file there, and one that cannot says why.
+    """
+
+    def __init__(self, config: Config, sockets: list[socket], loaded: Path) -> None:
+        super().__init__(config, sockets)
+        self._loaded, self._lost = loaded, 0
+
+    def keep_subprocess_alive(self) -> None:
+        """Restart dead workers; a pipe of which only the worker has the other end breaks with it.
+
+        One that cannot load the model would fail for ever: after a few of them nothing is restarted.
+        """
+        for process in self.processes:
+            process.child_conn.close()
+            if process.exitcode is not None and not (self._loaded / str(process.pid)).exists():
+                self._lost += 1
+        if self._lost >= _MOST_LOST:
+            self.should_exit.set()
+        super().keep_subprocess_alive()
+
+    @property
+    def why_lost(self) -> str | None:
+        """Why workers ended before they had loaded the model; None where few enough did."""
+        if self._lost < _MOST_LOST:
+            return None
+        reason = self._loaded / _REASON
+        return reason.read_text(encoding="utf-8") if reason.is_file() else "each ended without a word"
+
+
 def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
     """Serve a version (default: the champion, else the newest) until the process is terminated.
 
@@ -84,28 +125,6 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
     RegistryError
         If there is no such version, its audit has findings, or the address is taken.
     """
-    from uvicorn import Config
-    from uvicorn.supervisors import Multiprocess
-
-    class Supervisor(Multiprocess):
-        """Notices at once that a worker died while it was asked whether it lives."""
-
-        lost = 0
-        """Workers that ended before they had loaded the model."""
-
-        def keep_subprocess_alive(self) -> None:
-            """Restart dead workers; a pipe of which only the worker has the other end breaks with it.
-
-            One that cannot load the model would fail for ever: after a few of them nothing is restarted.
-            """
-            for process in self.processes:
-                process.child_conn.close()
-                if process.exitcode is not None and not (loaded / str(process.pid)).exists():
-                    self.lost += 1
-            if self.lost >= _MOST_LOST:
-                self.should_exit.set()
-            super().keep_subprocess_alive()
-
     if options.token_file is not None:
         read_token(options.token_file)
     version = serving_version(project, wanted)
@@ -131,7 +150,7 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
         timeout_worker_healthcheck=options.timeout,
     )
     try:
-        socket = config.bind_socket()
+        listening = config.bind_socket()
     except SystemExit as error:  # uvicorn has printed the reason
         raise RegistryError(
             f"cannot listen at {options.host}:{options.port}: choose another --port"
@@ -145,11 +164,9 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
             PATIENCE: str(options.patience),
             "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(options.timeout),
         }
-        supervisor = Supervisor(config, sockets=[socket])
+        supervisor = Supervisor(config, [listening], loaded)
         supervisor.run()
-        if supervisor.lost >= _MOST_LOST:
-            reason = loaded / _REASON
-            why = reason.read_text(encoding="utf-8") if reason.is_file() else "each ended without a word"
+        if (why := supervisor.why_lost) is not None:
             raise RegistryError(
                 f"version {version.number} is not served: {_MOST_LOST} workers ended before they had loaded "
                 f"it ({why}). A lack of memory ends a worker without a word: try --workers 1; `canal audit "
@@ -174,7 +191,8 @@ def _require_clean_audit(project: Project, number: int) -> None:
 
 def application() -> Checked:
     """Return the application of a worker, for uvicorn; loads the model."""
-    settings, loaded = _worker_settings(), Path(_worker_settings()["loaded"])
+    settings = _worker_settings()
+    loaded = Path(settings["loaded"])
     try:
         import mlflow
         from mlflow.pyfunc import scoring_server

@@ -107,6 +107,32 @@ def watch(
     files = [one for one in files if one.month >= first or (not one.month and since is None)]
     with doing("reading what the version was measured on"):
         stages, why_not = measured(project.store, version)
+    found, told, alarms = _judged(files, stages, by)
+    return {
+        "format": FORMAT,
+        "model": version.model,
+        "version": version.number,
+        "stage": version.stage,
+        "key": version.key,
+        "by": by,
+        "since": since,
+        "stages": [stage_view(one) for one in stages],
+        "ranges": {
+            name: None if one.low is None else [rounded(one.low), rounded(one.high)]
+            for name, one in found.items()
+        },
+        "why_not": why_not,
+        "rows": told,
+        "alarms": alarms,
+        "left_out": left_out,
+        "rules": RULES,
+    }
+
+
+def _judged(
+    files: Sequence[_File], stages: Sequence[drift.Stage], by: By
+) -> tuple[Mapping[str, Finding], list[Document], list[Document]]:
+    """Return what each measure says, the rows, and the alarms, the newest first."""
     each = rows_of([one.record for one in files])
     groups = _groups(files, by)
     names = list(groups)
@@ -127,25 +153,7 @@ def watch(
         for measure in drift.MEASURES
         if found[measure].states[number] == drift.ALARM
     ]
-    return {
-        "format": FORMAT,
-        "model": version.model,
-        "version": version.number,
-        "stage": version.stage,
-        "key": version.key,
-        "by": by,
-        "since": since,
-        "stages": [stage_view(one) for one in stages],
-        "ranges": {
-            name: None if one.low is None else [rounded(one.low), rounded(one.high)]
-            for name, one in found.items()
-        },
-        "why_not": why_not,
-        "rows": told,
-        "alarms": alarms,
-        "left_out": left_out,
-        "rules": RULES,
-    }
+    return found, told, alarms
 
 
 RULES: Document = {

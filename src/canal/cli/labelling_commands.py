@@ -1,5 +1,6 @@
 """Commands that label cells: annotate, and collect, which puts the shards of many files together."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -145,22 +146,24 @@ def annotate(
         effort=effort,
     )
     app.annotating.use_machine(threads, options, note)
-    spread: dict[str, Any] = {"engine": engine, "shard": shard, "scheduler": scheduler, "workers": workers}
-    given = {
-        name: value for name, value in (*spread.items(), ("cells", partition_cells)) if value is not None
+    spread: dict[str, Any] = {
+        "engine": engine,
+        "shard": shard,
+        "scheduler": scheduler,
+        "workers": workers,
+        "cells": partition_cells,
     }
+    given = {name: value for name, value in spread.items() if value is not None}
+    show: Callable[[dict[str, Any]], Any]
     with cells_progress() as on_cells:
         callbacks = app.annotating.Callbacks(note, on_cells)
         if len(sources) > 1 or given:
-            parts = app.partitioning.annotate_files(
-                sources, output, options, model, callbacks, app.partitioning.Spread(**given), root
-            )
+            how, show = app.partitioning.Spread(**given), partitions_table
+            made = app.partitioning.annotate_files(sources, output, options, model, callbacks, how, root)
         else:
-            summary = app.annotating.annotate_file(sources[0], output, options, model, callbacks, root)
-    if len(sources) > 1 or given:
-        show_result(parts if as_json else partitions_table(parts), as_json)
-    else:
-        show_result(summary.to_json() if as_json else annotation_table(summary.to_json()), as_json)
+            show = annotation_table
+            made = app.annotating.annotate_file(sources[0], output, options, model, callbacks, root).to_json()
+    show_result(made if as_json else show(made), as_json)
 
 
 def collect(

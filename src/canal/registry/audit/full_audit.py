@@ -96,7 +96,8 @@ class Report:
 
 
 Depth = Literal["files", "opened", "recomputed"]
-"""How far an audit goes."""
+"""How far an audit goes: files, ledger and pages; a child process opens each version, too (by default); the
+sums of each stage whose cells still exist are computed again, too."""
 
 
 def audit(
@@ -110,10 +111,7 @@ def audit(
     """Audit versions (default: all) with their ancestors, the ledger and the aliases.
 
     Of an ancestor that is not among ``versions``, only the files that its key covers are audited. The caller
-    does not hold the registry's lock. Beyond files, ledger and pages a child process opens each version; with
-    the ``depth`` ``recomputed`` the sums of each stage whose cells still exist are computed again, too, and
-    with ``files`` nothing is opened. ``keyring`` holds the keys by which every entry of the ledger has to be
-    signed.
+    does not hold the registry's lock. ``keyring`` holds the keys that every entry has to be signed by.
     """
     began, log = time.monotonic(), AuditLog()
     with fresh_copies(store) as fetch:
