@@ -36,7 +36,7 @@ def test_a_refusal_of_the_other_process_is_raised_and_no_code_runs(tmp_path, mon
 
 
 def test_a_missing_file_is_refused():
-    with pytest.raises(ModelError, match=r"nowhere\.pth not found"):
+    with pytest.raises(ModelError, match=r"nowhere\.pth: no such file"):
         read_published(Path("nowhere.pth"), GENES)
 
 

@@ -67,6 +67,10 @@ NOT_RUN = {
         "canal backbone import panglao_pretrain.pth --genes panglao_10000.h5ad "
         "--gene2vec gene2vec_16906.npy --commit",
     ): "weights of another group, at another size of the network: tests/test_importing.py",
+    (
+        "docs/scale.md",
+        "canal annotate atlas/*.h5ad -o atlas-labels --engine dask --scheduler tcp://node1:8786",
+    ): "needs a cluster: tests/pipeline/test_many_files.py",
 }
 """Commands that cannot run here, and why; a page that loses one of them fails."""
 
@@ -134,6 +138,9 @@ def write_files(root: Path) -> None:
     cells.obsm["X_umap"] = np.random.default_rng(0).normal(size=(cells.n_obs, 2))  # so that none is computed
     for name in ("tumour", "new", "your"):
         write_adata(cells, root / f"{name}.h5ad")
+    (root / "atlas").mkdir()
+    for name in ("donor1", "donor2"):
+        write_adata(cells, root / "atlas" / f"{name}.h5ad")
     withdrawn = anndata.read_h5ad(root / "raw" / "tumour.h5ad").obs_names[:3]
     (root / "withdrawn.txt").write_text("\n".join(withdrawn))
 
@@ -145,8 +152,13 @@ def blocks_of(page: str) -> list[tuple[str, str]]:
 
 
 def commands_in(block: str) -> list[str]:
-    """Return the lines of a code block that a reader would type, without prompts and comments."""
-    lines = (line.strip().removeprefix("$ ") for line in block.splitlines())
+    """Return the lines of a code block that a reader would type, without prompts and comments.
+
+    A block that shows a prompt shows what the command prints as well, which may name commands in turn.
+    """
+    lines = [line.strip() for line in block.splitlines()]
+    if any(line.startswith("$ ") for line in lines):
+        lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
     return [re.sub(r"\s+#.*$", "", line) for line in lines if re.match(r"canal |make run|\w+=\$\(", line)]
 
 

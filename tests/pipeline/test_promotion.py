@@ -171,7 +171,8 @@ def test_too_few_test_cells_pass_for_a_reason_that_stays(line, monkeypatch):
     run = ["promote", "2", "--by", "A. Person", "--why", "reviewed"]
     refused = CliRunner().invoke(app, run)
     assert isinstance(refused.exception, PolicyError)
-    assert "--too-few REASON lets the 3 pass that have too few test cells" in str(refused.exception)
+    assert "3 of 8 rules had too few test cells to be judged" in str(refused.exception)
+    assert "--too-few REASON lets rules pass that had too few test cells" in str(refused.exception)
     assert "NOT JUDGED" in refused.output
     assert "champion" not in aliases(line.project())
     for wrong in ("   ", "two\nlines"):

@@ -102,8 +102,9 @@ def write_decision(project: Project, judgement: Judgement) -> Path | None:
 
     `canal promote` calls it once it has decided, so that the page says who serves and why, or what would
     have to change. All that takes long was gathered for the judgement, and genes and map are left out unless
-    their layout is kept from `canal report`: a second is left, and a person who promotes need not wait for
-    more. What goes wrong is told, and None returned: a page is no reason to fail a promotion.
+    their layout is kept, as the step that evaluates a stage keeps that of many cells: a second is left, and
+    a person who promotes need not wait for more. What goes wrong is told, and None returned: a page is no
+    reason to fail a promotion.
     """
     try:
         drawing = Beside(library_path(), make_library)

@@ -19,11 +19,11 @@ def add_to(to: typer.Typer) -> None:
             "canal annotate new.h5ad -o labelled.h5ad --layer counts",
             "canal annotate filtered_feature_bc_matrix.h5 -o labels.csv",
             "canal annotate new.h5ad -o labelled.h5ad --model lung-atlas.zip",
-            "canal annotate atlas/*.h5ad -o labels --engine dask",
-            "canal annotate atlas/*.h5ad -o labels --shard 3/8",
+            "canal annotate atlas/*.h5ad -o atlas-labels --engine dask",
+            "canal annotate atlas/*.h5ad -o atlas-labels --shard 3/8",
         )
     )(annotate)
-    to.command(epilog=examples("canal collect labels"))(collect)
+    to.command(epilog=examples("canal collect atlas-labels"))(collect)
 
 
 def annotate(
