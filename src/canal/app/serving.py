@@ -21,6 +21,7 @@ from socket import socket
 from typing import Any
 
 from uvicorn import Config
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from canal.app.auditing import audit_project
@@ -87,29 +88,39 @@ class Supervisor(Multiprocess):
         As for uvicorn's own.
     loaded
         A folder: a worker that has loaded the model puts a file there, and one that cannot says why.
+
+    Attributes
+    ----------
+    lost : int
+        Workers that ended before they had loaded the model.
     """
 
     def __init__(self, config: Config, sockets: list[socket], loaded: Path) -> None:
         super().__init__(config, sockets)
-        self._loaded, self._lost = loaded, 0
+        self._loaded, self._given_up = loaded, False
+        self.lost = 0
 
     def keep_subprocess_alive(self) -> None:
         """Restart dead workers; a pipe of which only the worker has the other end breaks with it.
 
-        One that cannot load the model would fail for ever: after a few of them nothing is restarted.
+        One that cannot load the model would fail for ever: after a few of them nothing is restarted. They
+        are counted once uvicorn is done with them: a worker may end while it is asked whether it lives.
         """
-        for process in self.processes:
+        asked = list(self.processes)
+        for process in asked:
             process.child_conn.close()
-            if process.exitcode is not None and not (self._loaded / str(process.pid)).exists():
-                self._lost += 1
-        if self._lost >= _MOST_LOST:
-            self.should_exit.set()
         super().keep_subprocess_alive()
+        ended = [process for process in asked if process.exitcode is not None]
+        self.lost += sum(not (self._loaded / str(process.pid)).exists() for process in ended)
+        broken = any(process.exitcode == STARTUP_FAILURE for process in ended)  # uvicorn gives up by itself
+        if self.lost >= _MOST_LOST or broken:
+            self._given_up = True
+            self.should_exit.set()
 
     @property
     def why_lost(self) -> str | None:
         """Why workers ended before they had loaded the model; None where few enough did."""
-        if self._lost < _MOST_LOST:
+        if not self._given_up:
             return None
         reason = self._loaded / _REASON
         return reason.read_text(encoding="utf-8") if reason.is_file() else "each ended without a word"
@@ -168,8 +179,8 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
         supervisor.run()
         if (why := supervisor.why_lost) is not None:
             raise RegistryError(
-                f"version {version.number} is not served: {_MOST_LOST} workers ended before they had loaded "
-                f"it ({why}). A lack of memory ends a worker without a word: try --workers 1; `canal audit "
+                f"version {version.number} is not served: its workers ended before they had loaded it, "
+                f"{supervisor.lost} in all ({why}). A lack of memory ends a worker without a word: try --workers 1; `canal audit "
                 f"{version.number}` looks at its files, `canal doctor` at the packages"
             )
 
