@@ -180,8 +180,9 @@ def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
         if (why := supervisor.why_lost) is not None:
             raise RegistryError(
                 f"version {version.number} is not served: its workers ended before they had loaded it, "
-                f"{supervisor.lost} in all ({why}). A lack of memory ends a worker without a word: try --workers 1; `canal audit "
-                f"{version.number}` looks at its files, `canal doctor` at the packages"
+                f"{supervisor.lost} in all ({why}). A lack of memory ends a worker without a word: "
+                f"try --workers 1; `canal audit {version.number}` looks at its files, `canal doctor` at the "
+                "packages"
             )
 
 
