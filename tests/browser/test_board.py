@@ -81,13 +81,13 @@ def log_in(one: Opened, served: Served, name: str = "Ada Lovelace") -> None:
     one.page.get_by_label("Your name").fill(name)
     one.page.get_by_label("The board's token").fill(TOKEN)
     one.page.get_by_role("button", name="Log in").click()
-    one.page.get_by_text(name).wait_for()
+    one.page.get_by_role("banner").get_by_text(name).wait_for()
 
 
 def settled(one: Opened) -> str:
     """Wait until a job has ended, and return what its page says."""
     one.page.wait_for_url(re.compile("/jobs/"))
-    one.page.wait_for_function("!document.querySelector('[data-reload]')", timeout=240_000)
+    one.page.locator("main:not(:has([data-reload]))").wait_for(timeout=240_000)
     one.page.wait_for_load_state("networkidle")
     return str(one.page.locator("main").inner_text())
 
@@ -227,7 +227,7 @@ def test_two_people_at_once_decide_one_after_the_other(served, opened):
     for one, name, to in zip(people, ("Ada Lovelace", "Grace Hopper"), ("2", "2"), strict=True):
         log_in(one, served, name)
         one.page.goto(f"{served.address}/")
-        one.page.get_by_label("Version").select_option(to)
+        one.page.get_by_label("Version", exact=True).select_option(to)
         one.page.get_by_label("Why").fill(f"as {name} says")
     for one in people:
         one.page.get_by_role("button", name="Roll back").click(no_wait_after=True)
