@@ -172,6 +172,7 @@ def test_a_file_is_labelled_shown_handed_back_and_forgotten(line, visit, serving
     assert not left(visit)
     watched = words(visit.get("/watch?version=1"))
     assert f"{datetime.now(UTC):%Y-%m} 1 50 (" in watched  # too few to judge
+    assert "Nothing could be judged yet: fewer than 100 cells in each month." in watched
     assert "left its range" not in watched
 
 

@@ -32,6 +32,7 @@ from canal.report.board_rendering import render
 
 PAGES = (
     ("/", "Versions"),
+    ("/drop", "Label a file"),
     ("/compare", "Compare"),
     ("/data", "Data"),
     ("/files", "Files"),
@@ -40,7 +41,6 @@ PAGES = (
     ("/ledger", "Ledger"),
     ("/withdrawn", "Withdrawals"),
     ("/naming", "Novel groups"),
-    ("/drop", "Label a file"),
 )
 """The pages in every page's head: address and name."""
 
