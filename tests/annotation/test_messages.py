@@ -15,6 +15,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 import canal
 from canal.annotation.annotate import annotate_adata, label_h5ad
 from canal.core.errors import CanalError, DataError
+from canal.io.h5ad import open_h5ad
 from tests.support.cells import write_adata
 from tests.support.formats import write_csr, write_dense, write_mtx, write_mtx_gz, write_zarr2, write_zarr3
 
@@ -71,6 +72,26 @@ def test_a_file_that_is_gzipped_as_a_whole(annotator, adata, tmp_path):
     path.write_bytes(gzip.compress(write_csr(adata, tmp_path).read_bytes()))
     with pytest.raises(DataError, match="compressed by gzip as a whole: unpack it first, with gunzip"):
         label_h5ad(annotator, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "way"),
+    [
+        ("a.csv", b"cell,GENE1\nx,1\n", r"scanpy\.read_csv\(FILE\)"),
+        ("a.tsv", b"", r"scanpy\.read_csv\(FILE\)"),
+        ("a.RDS", gzip.compress(b"RDX3"), "zellkonverter::writeH5AD"),
+        ("a.loom", b"\x89HDF\r\n\x1a\n", r"scanpy\.read_loom\(FILE\)"),
+    ],
+)
+def test_a_file_of_another_format_is_refused_with_the_way_to_h5ad(tmp_path, name, content, way):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} is no h5ad file but .*{way}"), open_h5ad(tmp_path / name):
+        pass
+
+
+def test_the_end_of_a_name_does_not_decide_what_a_file_is(annotator, adata, tmp_path):
+    path = write_csr(adata, tmp_path).rename(tmp_path / "cells.txt")
+    assert label_h5ad(annotator, path).shape[0] == adata.n_obs
 
 
 @pytest.mark.parametrize("write", [write_mtx, write_mtx_gz])

@@ -62,6 +62,10 @@ def test_a_lineage_is_taught_gated_learned_registered_and_committed(tmp_path):
         canal.learn(few, root, "more", values="counts", min_genes=1)
     assert list(load_config(root / "params.yaml").stages) == ["donors"]
     assert [path.name for path in (root / "cells").iterdir()] == ["donors.h5ad"]
+    with pytest.raises(GateError):
+        canal.learn(few, tmp_path / "linage", "more", say=said.append, values="counts", min_genes=1)
+    assert f"made {tmp_path / 'linage'}, a new project; did you mean 'lineage'?" in said
+    assert not (tmp_path / "linage").exists()
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,13 @@ def test_another_depth_is_recognised(base, name, depth):
     assert looks_like(csr_matrix(scaled.astype(np.float32))) == name
 
 
+@pytest.mark.parametrize("depth", [1e4, 2345.5])
+def test_scaled_counts_without_a_logarithm_are_named(depth):
+    counts = make_adata({"B": 20}).X.toarray().astype(float)
+    scaled = depth * counts / counts.sum(axis=1, keepdims=True)
+    assert looks_like(csr_matrix(scaled.astype(np.float32))) == "parts"
+
+
 def test_what_fits_no_base_is_left_open():
     noise = np.random.default_rng(0).uniform(0.1, 5, size=(20, 60))
     assert looks_like(csr_matrix(noise.astype(np.float32))) is None

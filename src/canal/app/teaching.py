@@ -17,7 +17,7 @@ from canal.config.sections import Method
 from canal.config.stage_sections import Source
 from canal.config.yaml_file import save
 from canal.core.digests import file_digest
-from canal.core.errors import CanalError, ConfigError, DataError, GateError, tell, there_are
+from canal.core.errors import CanalError, ConfigError, DataError, GateError, did_you_mean, tell, there_are
 from canal.core.files import new_file, scratch_folder
 from canal.quality.verdict import Verdict
 from canal.runtime.startup import own_code
@@ -88,8 +88,10 @@ def learn(
     _require_words(name, reading)
     begun, empty = not (root / "params.yaml").is_file(), root.is_dir()
     if begun:
+        beside = [one.parent.name for one in root.parent.glob("*/params.yaml")]
         made = create(root, Wish(method))
-        say(f"made {made.root}" + (f", not committed: {made.problem}" if made.problem else ""))
+        unsaved = f", not committed: {made.problem}" if made.problem else ""
+        say(f"made {made.root}, a new project{unsaved}{did_you_mean(root.name, beside)}")
     try:
         _add(Project.open(root), name, cells, reading, say)
     except BaseException:

@@ -131,6 +131,22 @@ def _opened(path: Path, mode: str) -> Iterator[h5py.File]:
         yield file
 
 
+_HDF5 = b"\x89HDF"
+_TABLE = (
+    "a table of text: scanpy.read_csv(FILE) reads one of cells x genes (.T turns genes x cells around), "
+    "write_h5ad writes the h5ad file; types of cells go into its obs"
+)
+_CONVERTED = {
+    ".csv": _TABLE,
+    ".tsv": _TABLE,
+    ".txt": _TABLE,
+    ".rds": "an object of R: there, zellkonverter::writeH5AD writes h5ad of a SingleCellExperiment "
+    "(Seurat: as.SingleCellExperiment first)",
+    ".loom": "a loom file: scanpy.read_loom(FILE).write_h5ad('FILE.h5ad') converts it",
+}
+"""What files of other formats are, and how they become h5ad."""
+
+
 def _refuse_other_formats(path: Path) -> None:
     """Raise `DataError` that names the format, where the first bytes show a common other format."""
     try:
@@ -149,6 +165,9 @@ def _refuse_other_formats(path: Path) -> None:
             f"{path} is the matrix of a 10x folder alone: give the folder in which it lies, with "
             "features.tsv (or genes.tsv) and barcodes.tsv beside it, as matrix.mtx or matrix.mtx.gz"
         )
+    kind = path.suffix.lower()
+    if kind in _CONVERTED and (kind == ".loom" or not head.startswith(_HDF5)):
+        raise DataError(f"{path} is no h5ad file but {_CONVERTED[kind]}")
     if compressed:
         raise DataError(f"{path} is compressed by gzip as a whole: unpack it first, with gunzip")
 

@@ -338,17 +338,21 @@ def doubt(finding: Finding, declared: Values) -> str | None:
 
 
 def looks_like(values: csr_matrix) -> str | None:
-    """Return the units that fit some cells: counts, scaled, log1p_10k, log2p_10k, log1p, log2p or None.
+    """Return the units that fit some cells: counts, parts, scaled, log1p_10k, log2p_10k, log1p, log2p, None.
 
     Undone with the right base, a cell's logarithms are whole multiples of one count's share, so of the
     smallest when some gene has one count; with the wrong base they are not. ``log1p`` and ``log2p`` are
-    logarithms of that base whose totals are not per 10,000.
+    logarithms of that base whose totals are not per 10,000; ``parts`` are counts that were scaled to one
+    total, as by `scanpy.pp.normalize_total`, without a logarithm behind it.
     """
     data = values.data[np.isfinite(values.data)].astype(np.float64)
     if (data < 0).any():
         return "scaled"
     if data.size == 0 or (data == np.rint(data)).all():
         return None if data.size == 0 else "counts"
+    finding = judge_values(values)
+    if finding.kind == "one_depth" and not finding.logs:
+        return "parts"
     fits = {name: middle(wholeness(values, (base,))) for name, base in BASES.items()}
     name = max(fits, key=lambda key: fits[key])
     if fits[name] < _FITS or min(fits.values()) >= _FITS:

@@ -385,6 +385,12 @@ def units_advice(subject: Subject, evidence: Evidence) -> str:
         return f"declare the units the file has ({known}), or {layer_advice(subject, evidence)}"
     if units == "scaled":
         return f"the values look scaled: {layer_advice(subject, evidence)}"
+    if units == "parts":
+        return (
+            "every cell has the same sum, so the values look like counts that were scaled, without a "
+            "logarithm: scale to 10,000, take sc.pp.log1p and declare log1p_10k, or "
+            f"{layer_advice(subject, evidence)}"
+        )
     if units == declared:
         return f"other cells do look like {declared}: look at these, or exclude them"
     if units == "counts" or units in BASES:

@@ -87,10 +87,11 @@ def verdict(document: Document) -> str:
         return f"It could not be compared with version {other['number']}: no test cells of both are here."
     pairs = list(comparison["stages"].values())
     better, worse = sum(one["low"] > 0 for one in pairs), sum(one["high"] < 0 for one in pairs)
+    stages = "stage" if len(pairs) == 1 else "stages"
     parts = [
-        f"Better on {better or 'none'} of {len(pairs)} {'stage' if len(pairs) == 1 else 'stages'}",
+        f"Better on {better or 'none'} of {len(pairs)} {stages}{_most(comparison['stages'], 1, better)}",
+        f"worse on {worse or 'none'}{_most(comparison['stages'], -1, worse)}",
     ]
-    parts.append(f"worse on {worse}" if worse else "worse on none")
     lost = [one for one in document["types"] if one["change"] and one["change"]["high"] < 0]
     if lost:
         one = min(lost, key=lambda row: row["change"]["difference"])
@@ -102,6 +103,16 @@ def verdict(document: Document) -> str:
     else:
         parts.append("no type is shown to have lost")
     return f"{'; '.join(parts)}."
+
+
+def _most(stages: Document, sign: int, shown: int) -> str:
+    """Return the stage on which most was gained (lost, with ``sign`` -1), with the interval in points."""
+    if not shown:
+        return ""
+    name = max(stages, key=lambda one: sign * stages[one]["difference"])
+    low, middle, high = (100 * stages[name][end] for end in ("low", "difference", "high"))
+    gain = f"{middle:+.1f} points [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+    return f" ({name} {gain})"
 
 
 def promotable(document: Document) -> str:
