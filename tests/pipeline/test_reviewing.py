@@ -46,7 +46,8 @@ def test_a_page_says_what_the_version_does_better_and_whether_it_may_serve(proje
     assert document["against"]["role"] == "parent"
     assert document["rulings"] == judge_version(project, "2").to_json()["rulings"]
     assert str(escape(promotable(document))) in text
-    assert re.match(r"Better on (none|\d) of 2 stages; worse on ", verdict(document))
+    most = r"\(\w+ [+−]\d+\.\d points \[.+\]\)"
+    assert re.match(rf"Better on (none of 2 stages|\d of 2 stages {most}); worse on ", verdict(document))
     assert len(page.read_bytes()) < 3_000_000
     assert (page.parent / TRAINING).is_file()
     # Nothing is fetched: no address in what a browser would load.
