@@ -80,7 +80,6 @@ def test_a_file_that_is_gzipped_as_a_whole(annotator, adata, tmp_path):
         ("a.csv", b"cell,GENE1\nx,1\n", r"scanpy\.read_csv\(FILE\)"),
         ("a.tsv", b"", r"scanpy\.read_csv\(FILE\)"),
         ("a.RDS", gzip.compress(b"RDX3"), "zellkonverter::writeH5AD"),
-        ("a.loom", b"\x89HDF\r\n\x1a\n", r"scanpy\.read_loom\(FILE\)"),
     ],
 )
 def test_a_file_of_another_format_is_refused_with_the_way_to_h5ad(tmp_path, name, content, way):

@@ -142,7 +142,6 @@ _CONVERTED = {
     ".txt": _TABLE,
     ".rds": "an object of R: there, zellkonverter::writeH5AD writes h5ad of a SingleCellExperiment "
     "(Seurat: as.SingleCellExperiment first)",
-    ".loom": "a loom file: scanpy.read_loom(FILE).write_h5ad('FILE.h5ad') converts it",
 }
 """What files of other formats are, and how they become h5ad."""
 
@@ -166,7 +165,7 @@ def _refuse_other_formats(path: Path) -> None:
             "features.tsv (or genes.tsv) and barcodes.tsv beside it, as matrix.mtx or matrix.mtx.gz"
         )
     kind = path.suffix.lower()
-    if kind in _CONVERTED and (kind == ".loom" or not head.startswith(_HDF5)):
+    if kind in _CONVERTED and not head.startswith(_HDF5):
         raise DataError(f"{path} is no h5ad file but {_CONVERTED[kind]}")
     if compressed:
         raise DataError(f"{path} is compressed by gzip as a whole: unpack it first, with gunzip")
