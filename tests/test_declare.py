@@ -2,7 +2,8 @@
 
 import pytest
 
-from canal.app.declaring import declare, read_label_map, trimmed_labels
+from canal.annotation.label_maps import read_label_map
+from canal.app.declaring import declare, declare_labelled, trimmed_labels
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError, SourceError
 from tests.support.cells import make_adata, write_adata
@@ -37,6 +38,17 @@ def test_blanks_at_the_ends_of_labels_are_mapped_away(tmp_path, given, wanted):
     file = write_adata(adata, tmp_path / "x.h5ad")
     assert trimmed_labels(file, "cell_type", given) == wanted
     assert trimmed_labels(file, "batch", None) == {}
+
+
+def test_labels_are_dropped_by_name_and_all_others_stay(tmp_path):
+    file = write_adata(make_adata({"B": 4, "NK": 2, "doublet": 1}), tmp_path / "x.h5ad")
+    declared = {"label": None, "values": "counts"}
+    source, _ = declare_labelled(file, declared, None, tmp_path, ["doublet", "NK"])
+    assert source["label_map"] == {"B": "B", "NK": None, "doublet": None}
+    source, _ = declare_labelled(file, declared, {"B": "B cell", "NK": "NK"}, tmp_path, ["doublet"])
+    assert source["label_map"] == {"B": "B cell", "NK": "NK", "doublet": None}
+    with pytest.raises(ConfigError, match="--drop 'doublets': no cell has it; .* did you mean 'doublet'"):
+        declare_labelled(file, declared, None, tmp_path, ["doublets"])
 
 
 def test_a_label_map_drops_what_has_no_type(tmp_path):

@@ -8,12 +8,11 @@ from canal.annotation.harmonise import (
     COLUMNS,
     Known,
     Label,
-    is_map_sheet,
     plain,
     propose,
-    read_map_sheet,
     write_map_sheet,
 )
+from canal.annotation.label_maps import is_map_sheet, read_map_sheet
 from canal.core.errors import DataError
 
 KNOWN = Known(
@@ -199,6 +198,16 @@ def test_a_sheet_from_a_spreadsheet_of_another_country_is_read(tmp_path):
     path.write_bytes(b"\xef\xbb\xbfcell_type;label\r\nB;b-cells\r\nnull;junk\r\n")
     assert is_map_sheet(path)
     assert read_map_sheet(path).types == {"b-cells": "B", "junk": None}
+
+
+def test_in_a_table_of_label_and_type_alone_an_empty_type_leaves_cells_out(tmp_path):
+    path = tmp_path / "map.csv"
+    path.write_text("label,cell_type\nb-cells,B\njunk,\n")
+    assert read_map_sheet(path).types == {"b-cells": "B", "junk": None}
+    assert read_map_sheet(path).ontology == {}
+    path.write_text("label,cell_type,note\nb-cells,B\njunk,\n")
+    with pytest.raises(DataError, match="1 of 2 labels are undecided: 'junk'"):
+        read_map_sheet(path)
 
 
 def test_two_columns_without_a_header_are_no_sheet(tmp_path):

@@ -1,4 +1,4 @@
-"""Harmonise labels: propose a cell type for each label of a file, and read the sheet that a person decides.
+"""Harmonise labels: propose a cell type for each label of a file, in a sheet that a person decides.
 
 A proposal has three witnesses: the model's answers for the label's cells, Cell Ontology ids, and names. Where
 they disagree or are too weak, and where a type would be new, the row is marked, its cell type is left empty,
@@ -11,18 +11,16 @@ from __future__ import annotations
 import csv
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from canal.annotation.sheet import read_lines
-from canal.core.errors import DataError
 from canal.core.files import new_file
 from canal.data.prepare import is_no_type
 from canal.io.arrays import EXAMPLES
-from canal.io.writer import as_text, original, writing
+from canal.io.writer import as_text, writing
 
 DROP = "drop"
 """What a sheet says of a label whose cells are left out; params.yaml's word for it, null, is read, too."""
@@ -179,10 +177,10 @@ def propose(labels: Sequence[Label], known: Known) -> list[Proposal]:
         same = [] if one.proposed == DROP else by_type.get(plain(one.proposed), [])
         others = [name for name in same if name != one.label.name]
         if others and one.by != BY_LIKENESS:
-            one = replace(one, reasons=(*one.reasons, f"{_some(others)} would become the same type"))
+            one = replace(one, reasons=(*one.reasons, f"{quoted_names(others)} would become the same type"))
         sharing = by_id[one.label.ids] if one.by == NEW and len(one.label.ids) == 1 else []
         if same_id := [name for name in sharing if name != one.label.name]:
-            reason = f"{_some(same_id)}: the same ontology id, {one.label.ids[0]}; one type, or two?"
+            reason = f"{quoted_names(same_id)}: the same ontology id, {one.label.ids[0]}; one type, or two?"
             one = replace(one, reasons=(*one.reasons, reason))
         told.append(replace(one, ontology_id=_id_of(one, known, alone=not others and not same_id)))
     return sorted(told, key=lambda one: (not one.reasons, -one.label.n_cells, one.label.name))
@@ -215,9 +213,9 @@ def _propose(label: Label, known: Known) -> Proposal:
     proposal = Proposal(label, witnesses.get(by, ""), by)
     reasons = _disagreement(witnesses, share, label.asked)
     if len(label.ids) > 1:
-        reasons.append(f"its cells have {len(label.ids)} ontology ids ({_some(label.ids)})")
+        reasons.append(f"its cells have {len(label.ids)} ontology ids ({quoted_names(label.ids)})")
     if len(same) > 1:
-        reasons.append(f"known types are spelt like it: {_some(same)}")
+        reasons.append(f"known types are spelt like it: {quoted_names(same)}")
     if by == BY_MODEL:
         reasons += _doubts_of_model(proposal, share, like)
     elif by:
@@ -314,87 +312,7 @@ def write_map_sheet(sheet: Path, proposals: Sequence[Proposal]) -> None:
             writer.writerow({name: as_text(str(value)) for name, value in one.row().items()})
 
 
-@dataclass(frozen=True)
-class LabelMap:
-    """The decisions of a sheet: a cell type or None (left out) by label, and ids by cell type."""
-
-    types: Mapping[str, str | None]
-    ontology: Mapping[str, str]
-
-
-def read_map_sheet(sheet: Path) -> LabelMap:
-    """Read a sheet in which a person decided the cell type of every label.
-
-    Raises
-    ------
-    DataError
-        If a label is undecided or stands twice, a cell type is a word for no type, an id is none of the Cell
-        Ontology, or a type has two ids or two types have one.
-    """
-    lines = read_lines(sheet, NEEDED, "canal stage map FILE.h5ad", optional=("ontology_id", "label_id"))
-    types: dict[str, str | None] = {}
-    undecided, twice, no_types = [], [], []
-    for line in lines:
-        label, given = original(line["label"]).strip(), original(line["cell_type"]).strip()
-        twice += [label] if label in types else []
-        undecided += [label] if not given else []
-        dropped = given.casefold() in (DROP, "null")
-        no_types += [f"{given!r} of {label!r}"] if given and not dropped and is_no_type(given) else []
-        types[label] = None if dropped else given
-    if undecided:
-        raise DataError(
-            f"{sheet}: {len(undecided)} of {len(types)} labels are undecided: {_some(undecided)}. Fill in "
-            f"the column cell_type of each: a cell type, or `{DROP}` to leave its cells out"
-        )
-    if twice:
-        raise DataError(f"{sheet}: labels with more than one line: {_some(twice)}; keep one of each")
-    if no_types:
-        raise DataError(
-            f"{sheet}: no cell types: {', '.join(no_types[:EXAMPLES])}; write `{DROP}` to leave cells out"
-        )
-    return LabelMap(types, _ontology(sheet, lines))
-
-
-def _ontology(sheet: Path, lines: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return the ids of the types that a sheet keeps.
-
-    A type that is called as its label has the label's id, unless the line gives it another, or labels of
-    other types have that id, too.
-    """
-    ids: dict[str, str] = {}
-    names: dict[str, str] = {}
-    kept = [(original(line["cell_type"]).strip(), line["label_id"].strip(), line) for line in lines]
-    kept = [one for one in kept if one[0].casefold() not in (DROP, "null")]
-    n_types = Counter(own for _, own in {(cell_type, own) for cell_type, own, _ in kept})
-    for cell_type, own, line in kept:
-        itself = plain(cell_type) == plain(original(line["label"])) and n_types[own] == 1
-        term = line["ontology_id"].strip() or (own if itself and ONTOLOGY_ID.fullmatch(own) else "")
-        if not term or term.casefold() == "unknown":
-            continue
-        if not ONTOLOGY_ID.fullmatch(term):
-            problem = f"ontology_id {term[:40]!r} of {cell_type!r}; expected an id of the Cell Ontology"
-            raise DataError(f"{sheet}: {problem}, such as CL:0000236, or nothing")
-        if ids.setdefault(cell_type, term) != term:
-            problem = f"{cell_type!r} has two ontology ids, {ids[cell_type]} and {term}: a type has one"
-            raise DataError(f"{sheet}: {problem}; write the same in each of its lines")
-        if names.setdefault(term, cell_type) != cell_type:
-            problem = f"{term} is the ontology id of two types, {names[term]!r} and {cell_type!r}"
-            raise DataError(f"{sheet}: {problem}: write `unknown` where it does not belong")
-    return ids
-
-
-def is_map_sheet(path: Path) -> bool:
-    """Return whether a CSV file has the header of a sheet, rather than lines of label and cell type."""
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            first = stream.readline()
-    except (OSError, UnicodeDecodeError):
-        return False
-    names = re.split(r"[,;\t]", first.strip().replace('"', ""))
-    return set(NEEDED) <= set(names)
-
-
-def _some(names: Sequence[str]) -> str:
+def quoted_names(names: Sequence[str]) -> str:
     """Return the first of some names, quoted, and how many more there are."""
     more = len(names) - EXAMPLES
     return ", ".join(map(repr, names[:EXAMPLES])) + (f" and {more} more" if more > 0 else "")

@@ -3,7 +3,6 @@
 Also compares a stage's labels with the predictions of its parent's model.
 """
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from canal.annotation.harmonise import LabelMap, is_map_sheet, read_map_sheet
+from canal.annotation.label_maps import LabelMap, read_label_map
 from canal.app.project import Project
 from canal.config.branches import with_branch
 from canal.config.layout import name_from
@@ -128,9 +127,10 @@ def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> Non
 
 _OPTION_OF = {
     "batch": "--batch",
+    "duplicates": "--duplicates sum",
     "gene_column": "--gene-column",
     "label": "--label",
-    "label_map": "--map FILE",
+    "label_map": "--drop LABEL or --map FILE",
     "layer": "--layer",
     "min_genes": "--min-genes",
     "values": "--values",
@@ -168,22 +168,29 @@ def declare_labelled(
     declared: Mapping[str, Any],
     label_map: Path | Mapping[str, str | None] | None,
     root: Path | None,
+    drop: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the params.yaml entry of a labelled file, and the labels whose blanks at the ends it removes.
 
     ``declared`` holds ``label`` and ``values``, and what else is given; None counts as not given. A label map
-    is handed over as such, or as the file that holds it.
+    is handed over as such, or as the file that holds it; ``drop`` names labels whose cells are left out.
 
     Raises
     ------
     SourceError, ConfigError
-        As `declare`.
+        As `declare`; or if no cell has a label that is to be dropped.
     """
     given = {**declared, "label": declared.get("label") or "cell_type", "layer": declared.get("layer") or "X"}
     source = declare(file, given, label_map, root)
     trimmed = trimmed_labels(file, given["label"], source.get("label_map"))
     if trimmed:
         source["label_map"] = (source.get("label_map") or {}) | trimmed
+    if drop:
+        labels = labels_in(file, given["label"])
+        if unknown := [one for one in drop if one not in labels]:
+            raise ConfigError(f"--drop {unknown[0]!r}: no cell has it{there_are(unknown[0], labels)}")
+        kept = source.get("label_map") or {label: label for label in labels}
+        source["label_map"] = {**kept, **dict.fromkeys(drop)}
     return source, [label for label in trimmed if label != label.strip()]
 
 
@@ -249,37 +256,6 @@ def labels_in(file: Path, column: str) -> list[str]:
         if column not in opened.obs_columns:
             return []
         return sorted(label for label in opened.obs_column(column).unique() if label.strip())
-
-
-def read_label_map(path: Path) -> LabelMap:
-    """Read a sheet of `canal stage map`, or a CSV of label and cell type (empty: the label is dropped).
-
-    Raises
-    ------
-    ConfigError
-        If there is no such file, or it is neither.
-    DataError
-        If it is a sheet in which a label is undecided; see `canal.annotation.harmonise.read_map_sheet`.
-    """
-    if not path.is_file():
-        raise ConfigError(no_such_file(path, "`canal stage map` writes a label map"))
-    if is_map_sheet(path):
-        return read_map_sheet(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [row for row in csv.reader(stream) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(
-            f"label map {path} cannot be read as a CSV file in UTF-8 ({error}): save it as such"
-        ) from error
-    wrong = [row for row in rows if len(row) != 2 or not row[0].strip()]
-    if wrong or not rows:
-        problem = f"{len(wrong)} other line(s), such as {wrong[0]}" if wrong else "an empty file"
-        raise ConfigError(
-            f"label map {path} must hold lines of two columns, label,cell type, or be a sheet of "
-            f"`canal stage map`; found {problem}"
-        )
-    return LabelMap({label.strip(): cell_type.strip() or None for label, cell_type in rows}, {})
 
 
 def ask_parent(project: Project, stage: str) -> ParentComparison | None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from canal.app.declaring import declare_labelled, labels_in, read_label_map
+from canal.annotation.label_maps import read_label_map
+from canal.app.declaring import declare_labelled, labels_in
 from canal.config.sections import (
     NAME_PATTERN,
     PUBLISHED_BANK_SIZE,

@@ -10,6 +10,8 @@ from canal.cli.parsing import (
     MODEL,
     AsJson,
     Batch,
+    Drop,
+    Duplicates,
     Everything,
     FileValues,
     GeneColumn,
@@ -54,9 +56,11 @@ def validate(
     values: FileValues = None,
     label: Label = None,
     label_map: LabelMap = None,
+    drop: Drop = None,
     layer: Layer = None,
     batch: Batch = None,
     gene_column: GeneColumn = None,
+    duplicates: Duplicates = None,
     min_genes: MinGenes = None,
     parent: Parent = None,
     everything: Everything = False,
@@ -69,7 +73,7 @@ def validate(
     """
     options: dict[str, Any] = {
         "values": values, "label": label, "label_map": label_map, "layer": layer, "batch": batch,
-        "gene_column": gene_column, "min_genes": min_genes,
+        "gene_column": gene_column, "duplicates": duplicates, "min_genes": min_genes, "drop": drop or None,
     }  # fmt: skip
     if any(value is not None for value in (*options.values(), parent)):
         if stage is not None or values is None:

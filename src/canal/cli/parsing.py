@@ -117,6 +117,14 @@ LabelMap = Annotated[
     Path | None,
     typer.Option("--map", help="Sheet of canal stage map; or CSV: label, cell type (empty: drop it)."),
 ]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option("--drop", metavar="LABEL", help="A label whose cells are left out; may be given often."),
+]
+Duplicates = Annotated[
+    Literal["sum"] | None,
+    typer.Option("--duplicates", help="Add up genes of one symbol (counts); by default they are refused."),
+]
 Layer = Annotated[str | None, typer.Option(help="X, raw or a layer's name; by default X.")]
 Batch = Annotated[str | None, typer.Option(help="obs column with batches.")]
 GeneColumn = Annotated[str | None, typer.Option(help="var column with gene symbols.")]
@@ -127,8 +135,10 @@ Everything = Annotated[bool, typer.Option("--all", help="List the rules that hol
 
 def declared_source(file: Path, options: dict[str, Any], root: Path | None) -> dict[str, Any]:
     """Return the params.yaml entry that the options above declare; tell of labels whose blanks go."""
-    declared = {name: value for name, value in options.items() if name != "label_map"}
-    source, blank = app.declaring.declare_labelled(file, declared, options["label_map"], root)
+    declared = {name: value for name, value in options.items() if name not in ("label_map", "drop")}
+    source, blank = app.declaring.declare_labelled(
+        file, declared, options["label_map"], root, options["drop"] or ()
+    )
     if blank:
         examples = ", ".join(map(repr, blank[:5]))
         note(f"{len(blank)} labels begin or end with blanks ({examples}): label_map removes the blanks")

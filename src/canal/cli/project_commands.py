@@ -12,7 +12,9 @@ from canal import app
 from canal.cli.parsing import (
     AsJson,
     Batch,
+    Drop,
     DryRun,
+    Duplicates,
     FileValues,
     GeneColumn,
     Label,
@@ -66,9 +68,11 @@ def init(
     label: Label = None,
     values: FileValues = None,
     label_map: LabelMap = None,
+    drop: Drop = None,
     layer: Layer = None,
     batch: Batch = None,
     gene_column: GeneColumn = None,
+    duplicates: Duplicates = None,
     min_genes: MinGenes = None,
     species: Annotated[
         Literal["human", "mouse"] | None,
@@ -108,7 +112,7 @@ def init(
     """
     of_file: dict[str, Any] = {
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
-        "gene_column": gene_column, "min_genes": min_genes,
+        "gene_column": gene_column, "duplicates": duplicates, "min_genes": min_genes, "drop": drop or None,
     }  # fmt: skip
     of_stream: dict[str, Any] = {"data": data, "order": order, "sources": sources, "held_out": held_out}
     _require_fitting(first, demo, stream, of_file, of_stream)
@@ -177,6 +181,8 @@ def _require_fitting(
         if missing and (said := [name for name, value in given.items() if value not in (None, [])]):
             options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
             raise ConfigError(f"{options}: {hint}")
+    if stream and of_file["drop"]:
+        raise ConfigError("--drop: of a stream, --map FILE says which labels are left out")
     if (first or stream) and of_file["values"] is None:
         what = first or f"the files of {stream}"
         raise ConfigError(f"--values, the units of {what}, is missing: counts, log1p_10k or log2p_10k")

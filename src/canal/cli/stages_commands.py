@@ -11,7 +11,9 @@ from canal.cli.parsing import (
     AsJson,
     Batch,
     Commit,
+    Drop,
     DryRun,
+    Duplicates,
     Everything,
     FileValues,
     GeneColumn,
@@ -87,9 +89,11 @@ def add(
     values: FileValues = None,
     label: Label = None,
     label_map: LabelMap = None,
+    drop: Drop = None,
     layer: Layer = None,
     batch: Batch = None,
     gene_column: GeneColumn = None,
+    duplicates: Duplicates = None,
     gene_map: Table = None,
     aliases: Table = None,
     orthologs: Table = None,
@@ -113,7 +117,7 @@ def add(
     """
     of_file: dict[str, Any] = {
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
-        "gene_column": gene_column,
+        "gene_column": gene_column, "duplicates": duplicates, "drop": drop or None,
     }  # fmt: skip
     if from_novel is None:
         if gene_map or aliases or orthologs:

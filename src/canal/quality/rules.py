@@ -386,11 +386,8 @@ def units_advice(subject: Subject, evidence: Evidence) -> str:
     if units == "scaled":
         return f"the values look scaled: {layer_advice(subject, evidence)}"
     if units == "parts":
-        return (
-            "every cell has the same sum, so the values look like counts that were scaled, without a "
-            "logarithm: scale to 10,000, take sc.pp.log1p and declare log1p_10k, or "
-            f"{layer_advice(subject, evidence)}"
-        )
+        scaled = "every cell has the same sum: these are scaled counts without a logarithm; sc.pp.log1p of"
+        return f"{scaled} counts per 10,000 is log1p_10k; or {layer_advice(subject, evidence)}"
     if units == declared:
         return f"other cells do look like {declared}: look at these, or exclude them"
     if units == "counts" or units in BASES:
