@@ -93,7 +93,7 @@ def test_a_second_run_in_a_folder_is_refused_in_one_line(tmp_path, monkeypatch, 
         with pytest.raises(ConfigError, match="a `canal run` is at work in this folder"):
             dvc_steps(tmp_path)
     said = capfd.readouterr().err.splitlines()
-    assert [one for one in said if not one.startswith("starting DVC ...")] == [
+    assert [one for one in said if not one.startswith("running DVC ...")] == [
         "canal: another `canal run` is at work in this folder: wait for it, or end it"
     ]
     with run_lock(tmp_path, 0):

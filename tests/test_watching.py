@@ -138,6 +138,11 @@ def test_a_shifted_study_is_told_from_novel_cells_and_from_missing_genes(made):
     noted(made, "few.h5ad", "2026-01-05", BAD, genes={"found": 9, "panel": 20})
     told = {(one["row"], one["measure"]): one["cause"] for one in seen(made)["alarms"]}
     assert told[("2026-01", "unassigned")] == told[("2026-01", "genes")] == "missing genes"
+    # A larger file of the same month has all genes: what is novel in it is not explained by those of another.
+    more = {"B": 1200, "T": 760, "Unassigned": 1000}
+    noted(made, "whole.h5ad", "2026-01-06", more)
+    told = {(one["row"], one["measure"]): one["cause"] for one in seen(made)["alarms"]}
+    assert told[("2026-01", "unassigned")] == "novel cells"
 
 
 def test_a_file_out_of_range_in_a_month_that_is_not_is_named(made):

@@ -196,7 +196,7 @@ def test_columns_of_one_gene_add_up_for_counts_and_are_told(annotator, adata):
     values[:, 0] += values[:, 59]
     values[:, 59] = 0
     merged.X = csr_matrix(values)
-    with pytest.warns(UserWarning, match="1 genes have more than one column"):
+    with pytest.warns(UserWarning, match="1 gene has more than one column"):
         found = annotate_adata(annotator, split)
     pd.testing.assert_frame_equal(found, annotate_adata(annotator, merged), atol=1e-6)
 

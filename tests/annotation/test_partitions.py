@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from canal.annotation.annotate import label_h5ad
 from canal.annotation.options import Options
-from canal.annotation.partitions import INDEX, PLAN, RECORDS, Plan, collect, label_partitions, shared_plan
+from canal.annotation.output import RECORDS
+from canal.annotation.partitions import INDEX, PLAN, Plan, collect, label_partitions, shared_plan
 from canal.annotation.records import genuine
 from canal.app.partitioning import Spread
 from canal.core.errors import CanalError, DataError

@@ -97,6 +97,10 @@ def test_an_array_of_jobs_labels_and_is_put_together(line, atlas, by_itself, tmp
     records = json.loads((out / "_records.json").read_text())["records"]
     assert [one["id"] for one in logged][-len(atlas) :] == [one["id"] for one in records]
     assert {one["input"]["name"] for one in records} == {path.name for path in atlas}
+    asked = CliRunner().invoke(
+        app, ["who", str(next(out.glob("*/part-*.parquet"))), "--root", str(line.root)]
+    )
+    assert f"is a partition of {out}" in str(asked.exception)
 
 
 def test_the_kubernetes_job_names_the_shares_of_its_index(line, atlas, tmp_path):
@@ -165,6 +169,7 @@ def test_what_cannot_be_done_is_said(line, atlas, tmp_path):
         "annotate", *files, "-o", str(tmp_path / "a"), *nowhere
     )
     assert "holds no _plan.json" in refused("collect", str(tmp_path))
+    assert "give a folder's, such as" in refused("annotate", *files, "-o", str(tmp_path / "all.csv"))
     broken = tmp_path / "broken.h5ad"
     broken.write_bytes(b"no cells")
     assert "broken.h5ad" in refused("annotate", files[0], str(broken), "-o", str(tmp_path / "b"))

@@ -23,8 +23,12 @@ from tests.support.cases import (
     renamed,
 )
 from tests.support.cells import gene_names, make_adata
+from tests.support.warm import REPOSITORY
 
 pytestmark = pytest.mark.xdist_group("gate")  # one process imports Great Expectations for all
+
+RULES_OF = ("rules", "symbols", "gate")
+"""The modules that have rules of their own."""
 
 LABEL_MAP = {name: name for name in TYPES}
 TESTED_BEFORE = "not_tested_on_before"
@@ -388,3 +392,12 @@ def test_a_first_stage_has_nothing_to_drift_from(tmp_path):
     found = {rule.rule: rule.found for rule in verdict.rules}
     assert verdict.passed
     assert found["tokens_like_before"] == found["depth_like_before"] == "nothing to compare with"
+
+
+def test_every_rule_stands_in_the_docs_with_what_it_asks_for():
+    """The gate's table names them, and a reader looks them up by that name."""
+    code = "".join((REPOSITORY / "src/canal/quality" / f"{name}.py").read_text() for name in RULES_OF)
+    names = set(re.findall(r'Rule\(\s*"([a-z_]+)"', code)) | {"symbols_human", "symbols_mouse"}
+    page = (REPOSITORY / "docs" / "gate.md").read_text()
+    assert len(names) > 25
+    assert sorted(name for name in names if f"`{name}`" not in page) == []

@@ -15,7 +15,7 @@ import numpy as np
 from canal.annotation.columns import BEST_TYPE, CELL_TYPE, IS_NOVEL, LOW_QUALITY, named
 from canal.annotation.naming import OWN_TABLE, Naming
 from canal.annotation.options import Options
-from canal.annotation.output import TABLES
+from canal.annotation.output import RECORDS, TABLES
 from canal.annotation.places import text_in_uns
 from canal.annotation.query import IN_MEMORY, query_file
 from canal.annotation.reading import Reading, reading_for
@@ -325,6 +325,12 @@ def _read_back_parquet(path: Path) -> RecordedLabels:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             text = (file.schema_arrow.metadata or {}).get(RECORD_KEY.encode())
+            if text is None and (path.parent.parent / RECORDS).is_file():
+                folder = path.parent.parent
+                raise DataError(
+                    f"{path} is a partition of {folder}, which `canal annotate` labelled from several files: "
+                    f"{folder / RECORDS} has the record of each, and the project's log, too (canal impact)"
+                )
             if text is None:
                 raise DataError(
                     f"{path}: its metadata hold no annotation record: `canal annotate` did not write this "

@@ -379,7 +379,7 @@ def _advice(query: Query, panel: Sequence[str], found: int) -> str:
         return f"Column {best!r} of var has {counts[best]} of them: use --gene-column {best}"
     kinds = Counter(kinds_of(query.genes[:_LOOKED_AT]))
     usual = kinds.most_common(1)[0][0] if kinds else ""
-    columns = f"var has the columns {listed(list(query.columns))}"
+    columns = f"var has the columns {listed(list(query.columns))}" if query.columns else "var has no columns"
     if usual == ENSEMBL:
         return (
             f"These are Ensembl ids: name a column of symbols with --gene-column ({columns}), or give a "

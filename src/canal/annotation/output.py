@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from canal.io.formats import TabledFile
 
 TABLES = (".csv", ".parquet")
+RECORDS = "_records.json"
+"""The annotation records of a folder into which several files were labelled."""
 _COPIES = (".h5ad", ".h5", ".hdf5", "")
 """Suffixes allowed for a labelled HDF5 file: .tsv or .loom would suggest another format."""
 

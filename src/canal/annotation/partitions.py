@@ -28,6 +28,7 @@ from canal.annotation.clusters import ComputeOptions, computing
 from canal.annotation.columns import KEY, ONTOLOGY_ID, join_blocks
 from canal.annotation.drift import DEPTH
 from canal.annotation.options import Options
+from canal.annotation.output import RECORDS
 from canal.annotation.query import query_file
 from canal.annotation.reading import Block, reading_for
 from canal.annotation.summary import Depth, Likeness, summarise
@@ -40,7 +41,7 @@ from canal.io.writer import writing
 if TYPE_CHECKING:
     from canal.model.load import CellAnnotator
 
-PLAN, RECORDS, INDEX = "_plan.json", "_records.json", "_index.parquet"
+PLAN, INDEX = "_plan.json", "_index.parquet"
 FORMAT = 1
 PARTITION_CELLS = 50_000
 

@@ -214,7 +214,9 @@ def make_reading(query: Query, panel: Sequence[str], options: Options) -> Readin
     repeated = ""
     if several := genes.repairs.get("duplicated_genes"):
         examples = listed(several["examples"], EXAMPLES)
-        repeated = f"{several['n']} genes have more than one column ({several['done']}), such as {examples}"
+        one = several["n"] == 1
+        repeated = f"{several['n']} {'gene has' if one else 'genes have'} more than one column "
+        repeated += f"({several['done']}), {'namely' if one else 'such as'} {examples}"
     features = "" if query.not_genes is None else query.not_genes.warning
     warnings = [text for text in (features, coverage.warning, *units.doubts, repeated) if text]
     return Reading(query, tuple(panel), genes, units, coverage, tuple(warnings), renamed)

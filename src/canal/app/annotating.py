@@ -246,7 +246,9 @@ def annotate_by(
                 f"{target} cannot hold its record, and no project keeps it: `canal who` will not know the "
                 "file; h5ad, zarr and Parquet hold theirs"
             )
-        return annotate_h5ad(found.load(), source, output, options, callbacks)
+        summary = annotate_h5ad(found.load(), source, output, options, callbacks)
+    callbacks.notice(f"{target}: labelled by {found.name}")
+    return summary
 
 
 def _logging_project(root: Path | None, notice: Notice) -> Project | None:

@@ -186,7 +186,10 @@ def create(
         if wish.first is not None:
             addition = propose_stage(wish.first.name, wish.first.source, None, folder)
             judged(addition.verdict)
-            add_stage(addition, commit=False, root=folder)
+            try:
+                add_stage(addition, commit=False, root=folder)
+            except GateError as error:
+                raise GateError(f"no project was made: {error}") from error
         if wish.stream is not None:
             _require_stream(wish.stream, folder, judged)
         problem = _begin_git(folder, target.name, [*files])

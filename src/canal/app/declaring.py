@@ -20,7 +20,15 @@ from canal.config.params import Config, Tuning
 from canal.config.sections import BACKBONE, Continual
 from canal.config.yaml_file import parse, save, with_stage
 from canal.core.digests import file_digest
-from canal.core.errors import ConfigError, GateError, SourceError, TrainingError, no_such_file, there_are
+from canal.core.errors import (
+    ConfigError,
+    GateError,
+    SourceError,
+    TrainingError,
+    no_such_file,
+    tell,
+    there_are,
+)
 from canal.core.progress import doing
 from canal.data.prepare import PrepareSettings
 from canal.data.prepared import PreparedCells
@@ -55,7 +63,9 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict
     """Run the gate on an h5ad file, with the declaration of a stage's source (default: the last stage)."""
     project = Project.open(root)
     config = project.config
-    stage = stage or config.last_stage
+    if stage is None:
+        stage = config.last_stage
+        tell(f"judged as the file of stage {stage}, the last of params.yaml; with --values as a new one")
     _require_stage(config, stage)
     source = config.stages[stage].source
     settings = PrepareSettings(config.min_genes(source), config.prepare.chunk_cells)

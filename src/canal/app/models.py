@@ -57,6 +57,14 @@ class FoundModel:
     load: Callable[[], CellAnnotator]
     project: Project | None = None
 
+    @property
+    def name(self) -> str:
+        """Which model it is, in words: "version 2 (second) of canal-annotator"."""
+        about = self.provenance
+        if about["version"] is None:
+            return f"the model of {about['stage']}, key {about['key'][:8]}"
+        return f"version {about['version']} ({about['stage']}) of {about['model']}"
+
 
 def find_model(model: str | Path | None, root: Path | None, effort: Effort, notice: Notice) -> FoundModel:
     """Return the model that labels cells; what comes from outside of the project is proven here.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from canal.annotation.naming import Naming
 from canal.annotation.options import Callbacks, Options
+from canal.annotation.output import TABLES
 from canal.annotation.partitions import (
     PARTITION_CELLS,
     PLAN,
@@ -147,6 +148,11 @@ def annotate_files(
     CanalError
         If there is no such model, an input cannot be labelled, or the folder holds other labels.
     """
+    if folder.suffix.lower() in (*TABLES, ".h5ad", ".zarr"):
+        raise DataError(
+            f"{folder}: labels of several files, or of a share, go into a folder, and this is the name of a "
+            f"file: give a folder's, such as {folder.with_suffix('')}"
+        )
     found = find_model(model, root, options.effort, callbacks.notice)
     annotator = found.load()
     given = _given(options, model, root)

@@ -70,7 +70,7 @@ def main(root: Path | None = None, as_json: bool = False) -> int:
             watch(2 * AROUND)  # later than DVC's process, which is later than those of the steps
             own = ("canal.app.running", "dvc", str(os.getpid()))
             reproduced = ("canal.runtime.warm", "python", "-m", *own)
-            stopped = run_module("starting DVC", *reproduced, quiet=as_json)
+            stopped = run_module("running DVC", *reproduced, quiet=as_json)
             if stopped == _AT_WORK:
                 tell(_another(run_holder(Path.cwd())))
                 return 1

@@ -166,7 +166,7 @@ def _to_promote(project: Project, version: Version) -> Iterator[Need]:
             ]
     if few:
         yield Need(
-            f"too few test cells to judge {first_names(few)}: a person lets them pass",
+            f"too few test cells to judge {first_names(few)}: where all else holds, a person lets them pass",
             f'canal promote candidate {_WHO} --too-few "REASON"',
         )
 

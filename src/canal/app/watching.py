@@ -315,13 +315,13 @@ class _View:
         }
 
     def _origin(self, number: int, measure: str, place: int) -> str:
-        """Return the measure that explains an alarm: genes or depth, where the first file is off in them."""
+        """Return what explains an alarm: genes or depth, where the first file (a small one: its row) is."""
         if measure in (*_TECHNICAL, drift.TYPES):
             return measure
-        for judged, at in ((self.of_files, place), (self.found, number)):
-            if out := [one for one in _TECHNICAL if judged[one].states[at] == drift.ALARM]:
-                return out[0]
-        return measure
+        alone = all(self.of_files[one].states[place] == drift.TOO_FEW for one in _TECHNICAL)
+        judged, at = (self.found, number) if alone else (self.of_files, place)
+        out = [one for one in _TECHNICAL if judged[one].states[at] == drift.ALARM]
+        return out[0] if out else measure
 
     def _responsible(self, number: int, measure: str) -> list[int]:
         """Return the files of a row that left the range themselves, those of most cells first; else all."""

@@ -176,7 +176,7 @@ def read_split(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     if not path.is_file():
-        raise DataError(f"{path}: no such split; make it first (dvc repro split)")
+        raise DataError(f"{path}: no such split: its stage was not learned yet; `canal run` does it")
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)}; missing {listed(missing)}")

@@ -120,7 +120,9 @@ def promotable(document: Document) -> str:
     rulings = document["rulings"]
     failed = [one for one in rulings if not one["passed"] and not one["overridden"]]
     few = [one for one in failed if one["value"] == TOO_FEW]
-    holds = f"{len(rulings) - len(failed)} of {len(rulings)} rules of the policy hold"
+    despite = sum(one["overridden"] for one in rulings)
+    holds = f"{len(rulings) - len(failed) - despite} of {len(rulings)} rules of the policy hold"
+    holds += f", {despite} {'is' if despite == 1 else 'are'} overridden by a person" if despite else ""
     if "champion" in document["version"]["aliases"]:
         also = f", {len(few)} had too few test cells to be judged" if few else ""
         return f"It serves: {holds} today{also}."
