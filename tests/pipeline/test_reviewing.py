@@ -44,6 +44,8 @@ def test_a_page_says_what_the_version_does_better_and_whether_it_may_serve(proje
     text = page.read_text()
     assert (document["version"]["number"], document["against"]["number"]) == (2, 1)
     assert document["against"]["role"] == "parent"
+    assert "labels_like_parent" in [one["rule"] for one in document["gate"]["rules"]]
+    assert "labels_like_parent" in text
     assert document["rulings"] == judge_version(project, "2").to_json()["rulings"]
     assert str(escape(promotable(document))) in text
     most = r"\(\w+ [+−]\d+\.\d points \[.+\]\)"

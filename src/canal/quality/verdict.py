@@ -151,6 +151,13 @@ def parse_verdict(document: Any) -> Verdict:
     return verdict
 
 
+def label_results(labels: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the results of the rules on labels from the document that `gate.write_labels` wrote."""
+    labels = labels or {}
+    results = [labels.get("rule"), (labels.get("contradicted") or {}).get("rule")]
+    return [one for one in results if one is not None]
+
+
 def require_passing(verdict: Verdict | Mapping[str, Any] | Path, prepared_sha256: str, stage: str) -> Verdict:
     """Return the verdict if ``stage`` may be learned from the prepared file of that digest.
 

@@ -14,6 +14,7 @@ from canal.core.files import new_folder, read_json, write_json
 from canal.core.progress import doing
 from canal.io.h5ad import open_h5ad
 from canal.quality.gate import read_labels
+from canal.quality.verdict import label_results
 from canal.registry.manifest.card import README, Card, lineage_data
 from canal.registry.manifest.pages import measures
 from canal.registry.manifest.version_folder import method_view
@@ -105,12 +106,11 @@ def _stage(layout: Layout, stage: str, by_key: Mapping[str, Mapping[str, Any]]) 
 
 
 def _verdict(layout: Layout, stage: str) -> Document | None:
-    """Return the gate's verdict, with the comparison of labels with the parent's predictions as a rule."""
+    """Return the gate's verdict, with the comparisons of labels with the parent's predictions as rules."""
     verdict: Document | None = _optional_json(layout.verdict(stage))
     if verdict is None or not layout.labels(stage).is_file():
         return verdict
-    rule = read_labels(layout.labels(stage))["rule"]
-    return verdict if rule is None else {**verdict, "rules": [*verdict["rules"], rule]}
+    return {**verdict, "rules": [*verdict["rules"], *label_results(read_labels(layout.labels(stage)))]}
 
 
 def _optional_json(path: Path) -> Any:
