@@ -52,7 +52,7 @@ COLUMNS = (
     Column("ece", "ECE", best=-1),
     Column("cpu_seconds", "one more stage, CPU s", "short", best=-1),
     Column("peak_mib", "MiB", "number", best=-1),
-    Column("cells_a_second", "cells/s", "number"),
+    Column("cells_a_cpu_second", "cells a CPU s", "number"),
     Column("bytes_kept", "kept, MB", "mega", best=-1),
     Column("cells_kept", "cells kept", "number", best=-1),
 )

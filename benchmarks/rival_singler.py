@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import singler
 from anndata import AnnData
 
@@ -11,11 +12,17 @@ def learn(lesson: AnnData) -> Callable[[AnnData], Sequence[str]]:
     genes = list(lesson.var_names)
     labels = lesson.obs["cell_type"].astype(str).tolist()
     reference = singler.train_single(
-        lesson.X.T.tocsc(), labels, genes, test_features=genes, marker_method="cohens_d", aggregate=True
+        dense(lesson), labels, genes, test_features=genes, marker_method="cohens_d", aggregate=True
     )
 
     def named(cells: AnnData) -> Sequence[str]:
-        found: Sequence[str] = singler.classify_single(cells.X.T.tocsc(), reference).column("best")
+        found: Sequence[str] = singler.classify_single(dense(cells), reference).column("best")
         return found
 
     return named
+
+
+def dense(cells: AnnData) -> np.ndarray:
+    """Return a column a cell: the aggregation of few cells fails on sparse ones."""
+    values: np.ndarray = cells.X.toarray().T.astype(np.float64)
+    return values

@@ -250,3 +250,47 @@ def test_streams_that_need_files_are_left_out_with_a_sentence(capsys, tmp_path):
     continual.main(["--streams", "immune", "--seeds", "1", "--into", str(tmp_path)])
     assert "immune is left out: --data names the folder of its files" in capsys.readouterr().err
     assert {"embedded", "immune", "pancreas", "first", "synthetic", "immune/types"} <= set(ALL)
+
+
+class Line:
+    """A stream whose panel is as long as its configuration says."""
+
+    name = "immune"
+
+    def __init__(self, drawn):
+        self.draw, self.config = drawn, drawn.config
+
+    def drawn(self, seed):
+        size = self.config.panel.size or N_GENES
+        stages = {
+            name: StageCells(
+                *(narrowed(one, size) for one in (stage.train, stage.validation, stage.test)), ()
+            )
+            for name, stage in self.draw.stages.items()
+        }
+        return Drawn(self.config, self.draw.genes[:size], stages)
+
+
+def narrowed(cells, size):
+    return replace(cells, expression=np.ascontiguousarray(cells.expression[:, :size]))
+
+
+def test_a_change_of_the_sums_is_measured_on_validation_cells_and_leaves_the_stream_as_it_was(drawn):
+    line = Line(drawn)
+    made = continual.changed(line, 0, {"memory": {"shrinkage": 0.9}, "panel": {"size": 5}, "levels": 1.0})
+    assert (made.config.memory.shrinkage, len(made.genes)) == (0.9, 5)
+    assert line.config.panel.size == drawn.config.panel.size
+    for name, stage in made.stages.items():
+        assert stage.test is stage.validation
+        assert stage.test.cell_ids == drawn.stages[name].validation.cell_ids
+        assert (stage.train.expression == np.floor(stage.train.expression)).all()
+
+
+def test_the_ablation_is_kept_too(drawn, tmp_path, capsys, monkeypatch):
+    two = {name: continual.VARIANTS[name] for name in ("as shipped", "shrinkage 0.2")}
+    monkeypatch.setattr(continual, "VARIANTS", two)
+    first = continual.ablation(Line(drawn), 2, tmp_path)
+    assert capsys.readouterr().err.count("A_T") == 4
+    assert continual.ablation(Line(drawn), 2, tmp_path) == first
+    assert "A_T" not in capsys.readouterr().err
+    assert all("left_out" in one for one in first["as shipped"])
