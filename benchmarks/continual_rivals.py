@@ -220,6 +220,13 @@ class NewestLogistic(JointLogistic):
         """Forget all other stages."""
         self.stages = [stage]
 
+    def answer(self) -> Answer:
+        """Fit, or name the one type that the stage has."""
+        types = self.train().types
+        if len(types) > 1:
+            return super().answer()
+        return Scored(types, lambda expression: np.zeros((len(expression), 1)))
+
     def kept(self) -> Kept:
         """Return that nothing is kept."""
         return Kept(0, 0)
