@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-exact-scale bench-exact-strange bench-installed chaos fuzz coverage docs reference release browser bench-silences bench-page bench-board help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-continual bench-exact-scale bench-exact-strange bench-installed chaos fuzz coverage docs reference release browser bench-silences bench-page bench-board help
 
 run:  ## install what is missing, then `canal run`: learn, register, show it, say what to commit
 	@tools/setup.sh run
@@ -93,6 +93,10 @@ bench-released:  ## today's pipeline on a project of an earlier revision: one mo
 bench-exact:  ## the exact memory on streams, over 20 split seeds, beside SLDA, RanPAC and logistic regression (ARGS="--data FOLDER")
 	@tools/setup.sh run
 	@python benchmarks/exact.py $(ARGS)
+
+bench-continual:  ## canal beside 15 rivals: forgetting, new studies, novelty, cost, and a page of figures; resumable (DATA=FOLDER: immune and pancreas, too; ARGS="--quick": minutes)
+	@tools/setup.sh run
+	@python benchmarks/continual.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 bench-unlearn:  ## seconds and bytes of canal unlearn beside learning the stages, on a finished project (ARGS="--root /tmp/immune")
 	@tools/setup.sh run

@@ -91,11 +91,11 @@ class Slda:
     shares = (1e-4, 0.1, 0.4)
 
     def __init__(self, drawn: Drawn) -> None:
-        self.drawn, self._exact = drawn, Exact(drawn)
+        self.drawn, self.exact = drawn, Exact(drawn)
 
     def learned(self, stages: Sequence[str]) -> Answer:
         """Solve the sums of some stages."""
-        sums = total(self._exact.only(stages).stages.values(), self._exact.sums.basis)
+        sums = total(self.exact.only(stages).stages.values(), self.exact.sums.basis)
         answers = [self._solved(sums, share) for share in self.shares]
         return best(answers, self.drawn, stages)
 
@@ -107,7 +107,7 @@ class Slda:
         np.fill_diagonal(covariance, np.maximum(np.diag(covariance) / (1 - share), 1e-3))
         weights = cho_solve(cho_factor(covariance, lower=True), means.T).T
         bias = -0.5 * np.einsum("cd,cd->c", means, weights)
-        levels = self._exact.sums.basis.levels
+        levels = self.exact.sums.basis.levels
         return Scored(sums.types, lambda expression: levels(expression) @ weights.T + bias)
 
     @staticmethod
@@ -134,15 +134,21 @@ class RanPac:
         random, n_genes = np.random.default_rng(0), len(drawn.genes)
         self._weights = np.round(random.standard_normal((n_genes, self.size)) * 16)
         self._bias = np.round(random.standard_normal(self.size) * 64 * np.sqrt(n_genes))
-        self._sums = {name: self._sum(cells.train) for name, cells in drawn.stages.items()}
+        self.sums: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]] = {}
+        for name in drawn.stages:
+            self.add(name)
+
+    def add(self, stage: str) -> None:
+        """Add up the training cells of a stage."""
+        self.sums[stage] = self._sum(self.drawn.stages[stage].train)
 
     def learned(self, stages: Sequence[str]) -> Answer:
         """Solve the sums of some stages."""
-        labels = tuple(sorted({name for stage in stages for name in self._sums[stage][1]}))
-        products = np.sum([self._sums[stage][0] for stage in stages], axis=0)
+        labels = tuple(sorted({name for stage in stages for name in self.sums[stage][1]}))
+        products = np.sum([self.sums[stage][0] for stage in stages], axis=0)
         targets = np.zeros((self.size, len(labels)))
         for stage in stages:
-            for name, summed in self._sums[stage][1].items():
+            for name, summed in self.sums[stage][1].items():
                 targets[:, labels.index(name)] += summed
         scale = float(np.trace(products)) / self.size
         answers = [self._solved(labels, products, targets, ridge * scale) for ridge in self.ridges]

@@ -1,14 +1,20 @@
-"""The streams of `benchmarks/exact.py`, split, their genes chosen, by canal's own code; one draw a seed."""
+"""The streams of `benchmarks/exact.py`, split, their genes chosen, by canal's own code; one draw a seed.
+
+Those of `benchmarks/continual.py`, too: `immune/order-1` … `immune/order-5` are the other orders of its three
+studies, on the genes that `immune` has; `immune/pieces` cuts each study's cells into three stages at random,
+`immune/types` into three stages of different types each; `synthetic` is drawn from known Gaussians.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -32,6 +38,14 @@ from canal.model.storage import PRESETS
 EMBEDDED = "embedded"
 STREAMS = ("first", EMBEDDED, "immune", "pancreas")
 NEED_DATA = ("immune", "pancreas")
+SYNTHETIC = "synthetic"
+ORDERS = tuple(f"immune/order-{number}" for number in range(1, 6))
+PIECES, TYPES = "immune/pieces", "immune/types"
+ALL = (EMBEDDED, "immune", "pancreas", "first", PIECES, TYPES, *ORDERS, SYNTHETIC)
+N_PIECES = 3
+
+_GENES, _TYPES, _CELLS = 60, 8, {"train": 240, "validation": 80, "test": 240}
+_OF_STAGE = {"one": range(5), "two": range(6), "three": range(2, 7), "four": range(3, 8)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,18 +154,24 @@ class Stream:
             for stage in self.config.stages
         }
 
-    def drawn(self, seed: int) -> Drawn:
-        """Return the stream as canal splits it under a seed, on the panel that it chooses then."""
+    def drawn(self, seed: int, genes: tuple[str, ...] | None = None) -> Drawn:
+        """Return the stream as canal splits it under a seed, on its panel or on ``genes``."""
         config = self.config.model_copy(update={"seed": seed})
         splits: dict[str, pd.DataFrame] = {}
         for stage, source in self._sources.items():
             before = {one: splits[one] for one in config.ancestors(stage)}
             grouped = config.stages[stage].group_by_batch
             splits[stage] = split_stage(source.prepared.obs, config.split, seed, grouped, before)
-        root, panel = config.panel.stage, config.panel
-        size = panel.size or PRESETS[config.backbone.preset].panel
-        genes = choose_panel(self._sources[root].prepared, splits[root], panel, size).genes
+        if genes is None:
+            root, panel = config.panel.stage, config.panel
+            size = panel.size or PRESETS[config.backbone.preset].panel
+            genes = choose_panel(self._sources[root].prepared, splits[root], panel, size).genes
         return Drawn(config, genes, {name: self._stage(name, splits[name], genes) for name in splits})
+
+    def shared_genes(self) -> tuple[str, ...]:
+        """Return the genes that the files of all stages have."""
+        own = (set(source.prepared.genes) for source in self._sources.values())
+        return tuple(sorted(set.intersection(*own)))
 
     def _stage(self, name: str, split: pd.DataFrame, genes: Sequence[str]) -> StageCells:
         source = self._sources[name]
@@ -199,3 +219,120 @@ def _config(name: str, data: Path | None) -> Config:
 
 def _say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
+
+
+# The streams of `benchmarks/continual.py`.
+
+
+class Line(Protocol):
+    """A stream."""
+
+    name: str
+
+    def drawn(self, seed: int) -> Drawn:
+        """Return the stream under a seed."""
+
+
+def line_of(name: str, data: Path | None, folder: Path, downloads: Path) -> Line:
+    """Return a stream of `ALL`."""
+    if name == SYNTHETIC:
+        return Synthetic()
+    base, _, change = name.partition("/")
+    line = Stream(base, data, folder, downloads)
+    if not change:
+        return line
+    if change.startswith("order-"):
+        return _Changed(name, line, lambda drawn: reordered(drawn, int(change[-1])))
+    by_type = name == TYPES
+    return _Changed(name, line, lambda drawn: cut(drawn, N_PIECES, by_type))
+
+
+def reachable(name: str, data: Path | None) -> bool:
+    """Whether the files of a stream are in packages, or a folder is named."""
+    return data is not None or name.partition("/")[0] not in NEED_DATA
+
+
+def is_of_studies(name: str) -> bool:
+    """Whether each stage is a study, so that leaving one out says something of new studies."""
+    return name in (*STREAMS, SYNTHETIC)
+
+
+class _Changed:
+    def __init__(self, name: str, line: Stream, change: Callable[[Drawn], Drawn]) -> None:
+        self.name, self._line, self._change = name, line, change
+
+    def drawn(self, seed: int) -> Drawn:
+        return self._change(self._line.drawn(seed))
+
+
+def reordered(drawn: Drawn, number: int) -> Drawn:
+    """Return the stages in another order; 0 is their own."""
+    order = list(permutations(drawn.stages))[number]
+    return replace(drawn, stages={name: drawn.stages[name] for name in order})
+
+
+def cut(drawn: Drawn, n: int, by_type: bool) -> Drawn:
+    """Return each stage as ``n`` stages, of other cells of all types, or of all cells of other types."""
+    random, stages = np.random.default_rng(drawn.config.seed), {}
+    for name, whole in drawn.stages.items():
+        place = {one: number % n for number, one in enumerate(random.permutation(list(whole.train.types)))}
+        parts = [
+            _cut(cells, name, n, place if by_type else None, random)
+            for cells in (whole.train, whole.validation, whole.test)
+        ]
+        for number in range(n):
+            of_stage = [part[number] for part in parts]
+            if len(of_stage[0]) and len(of_stage[2]):
+                stages[f"{name}-{number + 1}"] = StageCells(*of_stage, whole.missing)
+    return replace(drawn, stages=stages)
+
+
+def _cut(
+    cells: LabelledCells, name: str, n: int, place: dict[str, int] | None, random: np.random.Generator
+) -> list[LabelledCells]:
+    if place is None:
+        groups = random.permutation(np.arange(len(cells)) % n)
+    else:
+        groups = np.array([place.get(one, 0) for one in cells.cell_types], dtype=np.int64)
+    parts = [cells.take(np.flatnonzero(groups == number)) for number in range(n)]
+    return [replace(one, stages=(f"{name}-{k + 1}",) * len(one)) for k, one in enumerate(parts)]
+
+
+class Synthetic:
+    """Eight types in four studies: Gaussians of one covariance, shifted by study, all known."""
+
+    name = SYNTHETIC
+
+    def drawn(self, seed: int) -> Drawn:
+        """Return cells drawn under a seed; the Gaussians are the same under every seed."""
+        document = YAML(typ="safe").load(stream.REPOSITORY / "params.yaml")
+        config = parse_config(document)
+        novelty = config.novelty.model_copy(update={"holdouts": ("T1", "T4")})
+        config = config.model_copy(update={"seed": seed, "novelty": novelty})
+        stages = {
+            name: StageCells(*(_synthetic(name, part, seed) for part in _CELLS), ()) for name in _OF_STAGE
+        }
+        return Drawn(config, tuple(f"G{number}" for number in range(_GENES)), stages)
+
+
+def truth() -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Return the types' means, each study's shift of them, and the covariance."""
+    random = np.random.default_rng(20)
+    means = 3.0 + 0.22 * random.standard_normal((_TYPES, _GENES))
+    shifts = {
+        name: 0.3 * random.standard_normal(_GENES) + 0.1 * random.standard_normal((_TYPES, _GENES))
+        for name in _OF_STAGE
+    }
+    factors = 0.35 * random.standard_normal((_GENES, 6))
+    return means, shifts, factors @ factors.T + 0.35 * np.eye(_GENES)
+
+
+def _synthetic(stage: str, part: str, seed: int) -> LabelledCells:
+    random = np.random.default_rng([seed, *part.encode(), *stage.encode()])
+    means, shifts, covariance = truth()
+    types, n = list(_OF_STAGE[stage]), _CELLS[part]
+    own = np.array([types[number % len(types)] for number in range(n)])
+    noise = random.standard_normal((n, _GENES)) @ np.linalg.cholesky(covariance).T
+    values = np.maximum((means + shifts[stage])[own] + noise, 0).astype(np.float32)
+    ids = tuple(f"{stage}:{part}:{number}" for number in range(n))
+    return LabelledCells(ids, values, tuple(f"T{one}" for one in own), (stage,) * n, (stage,) * n, ("",) * n)

@@ -35,11 +35,11 @@ def learn(lesson: AnnData) -> rival.Namer:
     return named
 
 
-def counted(cells: AnnData) -> AnnData:
+def of_logs(cells: AnnData) -> AnnData:
     """Return log1p of counts per 10,000 as counts per 10,000, rounded."""
     cells.X = cells.X.expm1().rint().astype(np.float32)
     return cells
 
 
 if __name__ == "__main__":
-    rival.answer(scvi.__version__, learn, of_logs=counted, of_counts=rival.as_is)
+    rival.answer(scvi.__version__, learn, of_logs=of_logs, of_counts=rival.as_is)

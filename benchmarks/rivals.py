@@ -89,9 +89,9 @@ def right(said: Sequence[str], truth: np.ndarray) -> dict[str, float]:
     }
 
 
-def environment(name: str, cache: Path) -> Path:
+def environment(name: str, cache: Path, packages: tuple[str, ...] = ()) -> Path:
     """Return the Python that has a rival installed; it is made below ``cache`` where there is none yet."""
-    wanted = PACKAGES[name]
+    wanted = packages or PACKAGES[name]
     folder = cache / wanted[0].replace("==", "-")
     python, done = folder / "bin" / "python", folder / "installed"
     if not done.is_file():
