@@ -187,6 +187,18 @@ def test_a_view_and_an_open_file_are_labelled_as_their_cells_are(annotator, adat
     backed.file.close()
 
 
+def test_names_that_are_there_twice_are_told_where_rows_cannot_be_joined(annotator, adata, tmp_path):
+    adata = adata.copy()
+    adata.obs_names = [adata.obs_names[1], *adata.obs_names[1:]]
+    told: list[str] = []
+    source = write_adata(adata, tmp_path / "in.h5ad")
+    annotate_h5ad(annotator, source, tmp_path / "out.csv", callbacks=Callbacks(told.append))
+    assert [one for one in told if "stand again in the file (1): the rows of out.csv" in one]
+    told.clear()
+    annotate_h5ad(annotator, source, tmp_path / "out.h5ad", callbacks=Callbacks(told.append))
+    assert not [one for one in told if "stand again" in one]
+
+
 def test_columns_of_one_gene_add_up_for_counts_and_are_told(annotator, adata):
     first = adata.var_names[0]
     split = adata.copy()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from canal.core.errors import RegistryError
-from canal.registry.provenance.diff import difference
+from canal.registry.provenance.diff import _by_type, difference
 from tests.support.cells import make_document
 from tests.support.registry_made import SECOND, two_stages
 
@@ -52,6 +52,12 @@ def test_recall_gained_and_lost_is_listed_by_stage_and_type(made):
     assert recall["first"]["T"]["change"] == -0.5
     assert recall["second"]["Mono"] == {"n": 5, "before": None, "after": 0.75, "change": None}
     assert between(made, "2", "3")["recall"]["first"]["T"]["after"] is None
+
+
+def test_recall_of_other_test_cells_is_shown_and_not_compared():
+    """Test cells may have left in between, such as those of a donor who withdrew consent."""
+    old, new = {"B": {"n": 125, "recall": 0.992}}, {"B": {"n": 117, "recall": 0.991}}
+    assert _by_type(old, new) == {"B": {"n": 117, "before": 0.992, "after": 0.991, "change": None}}
 
 
 def test_branches_differ_in_parameters_data_and_nothing_else(made):

@@ -279,8 +279,15 @@ def _recall(document: Document) -> Iterator[Any]:
             verb = word + ("s" if len(changed) == 1 else "")
             told = f"{count(len(changed), 'type')} {verb} recall on test cells, {count(cells)} in all"
             yield named(f"{told}:", shown, _STYLES[sign > 0])
+    both = [one for types in document["recall"].values() for one in types.values()]
+    other = sum(one["change"] is None and None not in (one["before"], one["after"]) for one in both)
     if not pairs:
         yield text("no type that both versions know gains or loses recall on test cells")
+    if other:
+        left = f"of {count(other, 'type')} test cells left in between; on the cells of both:"
+        yield text(
+            f"{left} canal compare {document['after']['version']} --with {document['before']['version']}"
+        )
     if novelty := _novelty(document):
         yield text(novelty)
     yield Text()

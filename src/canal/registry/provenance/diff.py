@@ -148,13 +148,18 @@ def _accuracy(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document:
 
 
 def _by_type(old: Mapping[str, Any], new: Mapping[str, Any]) -> Document:
-    return {
-        name: {
-            "n": (new.get(name) or old[name])["n"],
-            **_pair(*(side[name]["recall"] if name in side else None for side in (old, new))),
+    """Return the recall of each type; no change where test cells left in between: those are other cells."""
+    found: Document = {}
+    for name in dict.fromkeys([*old, *new]):
+        sides = [side.get(name) for side in (old, new)]
+        pair = _pair(*(None if one is None else one["recall"] for one in sides))
+        sizes = {one["n"] for one in sides if one is not None}
+        found[name] = {
+            "n": (sides[1] or old[name])["n"],
+            **pair,
+            **({"change": None} if len(sizes) > 1 else {}),
         }
-        for name in dict.fromkeys([*old, *new])
-    }
+    return found
 
 
 def _pair(before: float | None, after: float | None) -> Document:
