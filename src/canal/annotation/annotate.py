@@ -97,8 +97,8 @@ def annotate_h5ad(
             table.index = names if output.is_table else table.index
             if output.is_table and (again := len(names) - len(set(names))):
                 callbacks.notice(
-                    f"names of cells stand again in the file ({again:,}): the rows of {output.target.name} are "
-                    "in its order, and cannot be joined by name"
+                    f"names of cells stand again in the file ({again:,}): the rows of {output.target.name} "
+                    "are in its order, and cannot be joined by name"
                 )
         fingerprint.check()
         parts.labelled = True
