@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from canal.core.errors import DataError
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells
 from canal.quality.verdict import EarlierStage
@@ -301,6 +302,14 @@ def test_a_cell_that_an_earlier_stage_tests_on_is_refused(earlier, tmp_path):
     assert failed(verdict) == [TESTED_BEFORE]
     [example] = verdict.failures("error")[0].examples
     assert re.fullmatch(r"first \(2 cells, such as \S+\)", example)
+    assert verdict.write_failing(tmp_path / "cells.csv") == 2
+    lines = (tmp_path / "cells.csv").read_text().splitlines()
+    assert lines[0] == "rule,severity,name"
+    assert all(line.startswith(f"{TESTED_BEFORE},error,") for line in lines[1:])
+    assert len({line.rpartition(",")[2] for line in lines[1:]}) == 2
+    assert "failing" not in verdict.document()["rules"][0]
+    with pytest.raises(DataError, match=r"cells\.csv cannot be written"):
+        verdict.write_failing(tmp_path / "cells.csv")
 
 
 def test_a_test_cell_that_the_backbone_saw_without_its_label_is_refused(earlier, tmp_path):

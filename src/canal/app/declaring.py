@@ -157,6 +157,7 @@ def require_passed(addition: Addition) -> None:
         more = f". Of sources.{addition.name} above, {here} of this command" if here else ""
         if {"exclude", "where"} & {*named}:
             more += ". Cells that it says to leave out are left out of the file: adata[keep].write_h5ad(...)"
+            more += "; canal validate FILE --values UNITS --failing cells.csv names all of them"
         raise GateError(f"stage {addition.name!r} was not added: its file does not pass the gate{more}")
 
 

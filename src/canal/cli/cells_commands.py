@@ -64,6 +64,10 @@ def validate(
     min_genes: MinGenes = None,
     parent: Parent = None,
     everything: Everything = False,
+    failing: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Write every cell, gene or type that breaks a rule, by name."),
+    ] = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
@@ -87,6 +91,8 @@ def validate(
     else:
         verdict = app.declaring.validate(file, stage, root)
     show_result(verdict.document() if as_json else verdict_table(verdict, everything), as_json)
+    if failing is not None:
+        note(f"{failing}: {verdict.write_failing(failing):,} names")
     if not verdict.passed:
         raise typer.Exit(1)
 

@@ -6,7 +6,7 @@ Labels of a new data set are compared with the parent model's predictions for th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -340,22 +340,18 @@ def write_labels(
         "stage": stage,
         "parent": parent,
         "cells_asked": n_compared,
-        "rule": None if result is None else _document(result),
+        "rule": None if result is None else result.to_json(),
     }
     if contradicted is not None:
         cells, contradiction = contradicted
         document["contradicted"] = {
-            "rule": _document(contradiction),
+            "rule": contradiction.to_json(),
             "cells": [
                 {"cell_id": cell, "label": label, "like": like, "margin": round(margin, 4)}
                 for cell, label, like, margin in cells.to_numpy().tolist()
             ],
         }
     write_json(path, document)
-
-
-def _document(result: RuleResult) -> dict[str, Any]:
-    return asdict(result) | {"examples": list(result.examples)}
 
 
 def read_labels(path: Path) -> dict[str, Any]:

@@ -212,6 +212,7 @@ def _result(rule: Rule, outcome: Any, frame: pd.DataFrame) -> RuleResult:
         found=finding.found,
         examples=finding.examples,
         hint="" if passed else rule.hint,
+        failing=() if passed or "name" not in failing else tuple(failing["name"].astype(str)),
     )
 
 

@@ -6,6 +6,7 @@ stages be compared without the data of this one.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 from canal.config.stage_sections import Source
 from canal.core.digests import json_digest
 from canal.core.errors import GateError
-from canal.core.files import read_json, write_json
+from canal.core.files import first_file, read_json, write_json
 from canal.data.expression import tokenize
+from canal.io.writer import as_text, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +42,7 @@ class RuleResult:
     """The result of one rule.
 
     ``examples`` are the worst or first rows that fail; ``hint`` is the advice, empty where the rule holds.
+    ``failing`` names all rows that fail, while the gate is asked: no document keeps them.
     """
 
     rule: str
@@ -49,6 +52,13 @@ class RuleResult:
     found: str
     examples: tuple[str, ...] = ()
     hint: str = ""
+    failing: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as a verdict's document holds it."""
+        return {name: value for name, value in asdict(self).items() if name != "failing"} | {
+            "examples": list(self.examples)
+        }
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,6 @@ class Verdict:
 
     def document(self) -> dict[str, Any]:
         """Return the verdict as the JSON document that `write` writes."""
-        rules = [asdict(rule) | {"examples": list(rule.examples)} for rule in self.rules]
         return {
             "format": FORMAT,
             "stage": self.stage,
@@ -93,7 +102,7 @@ class Verdict:
             "split_sha256": self.split_sha256,
             "panel_digest": self.profile.panel_digest,
             "counts": dict(self.counts),
-            "rules": rules,
+            "rules": [rule.to_json() for rule in self.rules],
             "profile": self.profile.to_json(),
             **({"own_rules": dict(self.own_rules)} if self.own_rules else {}),
         }
@@ -101,6 +110,19 @@ class Verdict:
     def write(self, path: Path) -> None:
         """Write verdict.json, whole or not at all: no times, no paths."""
         write_json(path, self.document())
+
+    def write_failing(self, target: Path) -> int:
+        """Write the names of all rows that break a rule as CSV, one a line; return their number.
+
+        Raises
+        ------
+        DataError
+            If the file is there, or cannot be written.
+        """
+        rows = [(rule.rule, rule.severity, as_text(name)) for rule in self.rules for name in rule.failing]
+        with writing(target), first_file(target) as temporary, temporary.open("w", newline="") as stream:
+            csv.writer(stream, lineterminator="\n").writerows([("rule", "severity", "name"), *rows])
+        return len(rows)
 
 
 def read_verdict(path: Path) -> Verdict:

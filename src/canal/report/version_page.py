@@ -7,7 +7,6 @@ A type has the colour that it has in every figure of canal.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def write_version_page(document: Document, mapped: Document | None, library: str
         "matrix": _matrix(document),
         "types": _type_rows(document),
         "gate": [
-            {**one, "words": finding(RuleResult(*(one[field.name] for field in fields(RuleResult))))}
+            {**one, "words": finding(RuleResult(**{**one, "examples": tuple(one["examples"])}))}
             for one in sorted(document["gate"].get("rules", ()), key=lambda one: bool(one["passed"]))
         ],
         "alone": document["evaluation"].get("alone"),
