@@ -12,6 +12,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from urllib.parse import quote
 from urllib.request import urlopen
 
@@ -70,6 +71,36 @@ def shared(kind: str, base: Path, database: Path) -> Server:
             server = _STARTERS[kind](base / f"{kind}.log", database)
             state.write_text(json.dumps(asdict(server)))
         return Server(**json.loads(state.read_text()))
+
+
+def postgres(base: Path) -> Server:
+    """Return a PostgreSQL that answers, for tests that are no tests without one.
+
+    Raises
+    ------
+    AssertionError
+        Saying how to install it.
+    """
+    reason = why_not("postgres")
+    assert reason is None, reason
+    server = shared("postgres", base, base)
+    server.wait()
+    return server
+
+
+def new_database(server: Server) -> str:
+    """Make an empty database in a PostgreSQL server; return its address."""
+    import psycopg2
+
+    name = f"d{token_hex(8)}"
+    connection = psycopg2.connect(server.uri.replace("+psycopg2", ""))
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+    finally:
+        connection.close()
+    return f"{server.uri.rpartition('/')[0]}/{name}"
 
 
 def why_not(kind: str) -> str | None:

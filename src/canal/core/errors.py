@@ -246,6 +246,11 @@ def shown_address(address: str) -> str:
     return _IN_QUERY.sub(rf"\1{_HIDDEN}", f"{before}{kept}{place}")
 
 
+def has_password(address: str) -> bool:
+    """Whether an address holds a password or a token."""
+    return shown_address(address) != address
+
+
 def without_secrets(text: str, address: str) -> str:
     """Return what a server, driver or library said of ``address``, without secrets that it may repeat."""
     text = text.replace(address, shown_address(address))
