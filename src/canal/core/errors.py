@@ -183,7 +183,13 @@ _IN_QUERY = re.compile(
     r"((?:^|[?&;])[^=&#;]*(?:pass|pwd|token|secret|key|auth|cred|sig|odbc_connect)[^=&#;]*=)([^&#;]*)",
     re.IGNORECASE,
 )
-_ENVIRONMENT = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
+_ENVIRONMENT = (
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "PGPASSWORD",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
 _SERVERS = ("http", "https")
 _SHORTEST = 4
 """Letters a secret has at least that is looked for in a text: shorter ones stand in many words."""
