@@ -77,7 +77,7 @@ def rounds(order, folders: list[Folder], number: int) -> None:
     ledgers = [one.ledger() for one in folders]
     assert ledgers[0] == ledgers[1]
     assert [one.hash for one in ledgers[0] if one.kind == "promote"] == won
-    assert all(follows(before, after) for before, after in zip(ledgers[0], ledgers[0][1:], strict=False))
+    assert all(follows(after, before) for before, after in zip(ledgers[0], ledgers[0][1:], strict=False))
     store = folders[0].project().store
     assert list(mirror.mirrored(store).values()) == ledgers[0]
     assert not [name for name in store.model_tags(store.names.model) if "moving" in name]
