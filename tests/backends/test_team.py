@@ -115,12 +115,15 @@ class TestAccountsOfTheObjectStore:
     @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
     def test_a_wrong_one(self, direct, new_folder, monkeypatch, name):
         _, ada = direct
+        with monkeypatch.context() as patch:
+            patch.setenv(name, SECRET)
+            assert "does not know the account, or its secret is wrong" in refused(ada.register)
         ada.register()
         monkeypatch.setenv(name, SECRET)
-        text = refused(new_folder("ben").register)
-        assert "does not know the account, or its secret is wrong" in text
-        ben = new_folder("cas").project().store
-        assert "or" in refused(lambda: ben.artifacts(ben.version("2")))
+        ben = new_folder("ben").project().store
+        text = refused(lambda: ben.artifacts(ben.version("2")))
+        assert "cannot be downloaded" in text
+        assert "secret is wrong" in text
 
     def test_none(self, direct, monkeypatch, tmp_path):
         _, ada = direct
@@ -201,15 +204,16 @@ def test_secrets_are_in_no_record_log_ledger_or_tag(use, new_folder, tmp_path, k
     folder.sync()
     folder.promote(1)
     folder.promote(2)
-    said = folder.canal("rollback", "--by", "Ada", "--why", "a mistake")
-    for command in (["versions"], ["ledger"], ["show", "2"], ["doctor"], ["status"]):
+    said, moved = "", ["rollback", "--by", "Ada", "--why", "a mistake"]
+    for command in (moved, ["versions"], ["ledger"], ["show", "2"], ["doctor"], ["status"]):
         done = subprocess.run(
             [sys.executable, "-m", "canal.cli", *command, "--root", str(folder.root)],
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode in (0, 3), done.stderr
+        assert done.returncode in (0, 1, 3), done.stderr
+        assert done.returncode == 0 or command[0] in ("doctor", "status"), done.stderr
         said += done.stdout + done.stderr
     assert folder.findings() == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -274,7 +275,11 @@ def _verdict(folder: Path, stage: str, spec: Spec) -> Verdict:
     tokens = ((1, 0, 0, 0, 0, 0),) * len(founding)
     return Verdict(
         **{**about, **spec.judged},
-        counts={},
+        counts={
+            "cells": len(spec.rows),
+            "genes": len(spec.genes),
+            "types": dict(Counter(row[1] for row in spec.rows)),
+        },
         rules=(RuleResult("has_cells", "error", spec.passed, "cells", "some"),),
         profile=Profile(json_digest(founding), 8, 2.0, tokens),
     )
