@@ -197,7 +197,8 @@ def evaluation(stage: str, labels: list[str]) -> dict[str, object]:
 
 def cells_request(source: str, exclude: dict[str, list[str]]) -> dict[str, object]:
     """Return the part of a request that names cells."""
-    return {"source": source, "declaration": {"label": "cell_type", "exclude": exclude}}
+    declared = {"label": "cell_type", "values": "counts", "layer": None, "sha256": "1" * 64}
+    return {"source": source, "declaration": {**declared, "exclude": exclude}}
 
 
 def _facts(
