@@ -42,6 +42,11 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 _PATIENCE_S = 300
 
+_THROUGH_THE_SERVER = ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+"""Left to a server, MLflow may send clients to its object store by presigned addresses. Clients often cannot
+reach that, and MLflow 3.17 waited for ever for a version of several files (a pool of threads that waits for
+itself)."""
+
 
 def require_answer(uri: str) -> None:
     """Check once that a server or a database answers; MLflow itself would retry ten times, for minutes.
@@ -201,6 +206,8 @@ class Connection:
         """
         quiet_libraries()
         require_answer(self.uri)
+        for name in _THROUGH_THE_SERVER:
+            os.environ.setdefault(name, "false")
         os.environ["MLFLOW_TRACKING_URI"] = self.uri  # what `mlflow run` starts must use the same store
         import mlflow
         from mlflow.exceptions import MlflowException
