@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-continual bench-exact-scale bench-exact-strange bench-installed chaos fuzz coverage docs reference release browser bench-silences bench-page bench-board help
+.PHONY: run test lint bound bench-registry bench-exact-sums bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-continual bench-exact-scale bench-exact-strange bench-installed chaos fuzz coverage docs reference release browser bench-silences bench-page bench-board help
 
 run:  ## install what is missing, then `canal run`: learn, register, show it, say what to commit
 	@tools/setup.sh run
@@ -133,6 +133,14 @@ bench-page:  ## seconds and bytes of the page of each version (ARGS="--root PROJ
 bench-board:  ## seconds of the board: start, pages with 200 versions and 10,000 records, 32 readers beside a promotion, a dropped file
 	@tools/setup.sh test
 	@python benchmarks/board.py $(ARGS)
+
+bench-registry:  ## seconds of versions, show, lineage, audit and promote --dry-run with 200 versions, 50 streams, 10,000 runs
+	@tools/setup.sh test
+	@python benchmarks/registry.py $(ARGS)
+
+bench-exact-sums:  ## sums of up to a million synthetic cells by one process and by Dask: seconds, memory, equal bytes (ARGS="--cells 10000000 --workers 2")
+	@tools/setup.sh test
+	@python benchmarks/exact_sums.py $(ARGS)
 
 chaos:  ## kills of learning and of every command that writes, races, crowds, full disks; a registry, ledger and bundles forged by the hundred: hours (`pytest -m chaos`: campaigns in small, minutes)
 	@tools/setup.sh test

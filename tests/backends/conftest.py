@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -13,16 +14,17 @@ import pytest
 
 from tests.support.folders import Folder, make_folder
 from tests.support.registered import make_models
-from tests.support.servers import Server, shared, why_not
+from tests.support.servers import Server, new_database, shared, why_not
 
 KINDS = ("sqlite", "server", "accounts", "postgres")
+EXTRA = ("team", "objects")
+"""Kinds that tests of `make chaos` alone ask for: they start by themselves."""
 
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory, empty_database) -> Callable[[], Callable[[str], Server]]:
     """Start every server that this machine has when the first is asked for: they get ready together."""
-    base = tmp_path_factory.getbasetemp()
-    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "servers"
+    base = _place(tmp_path_factory)
 
     @cache
     def started() -> Callable[[str], Server]:
@@ -36,6 +38,24 @@ def servers(tmp_path_factory, empty_database) -> Callable[[], Callable[[str], Se
         return ready
 
     return started
+
+
+def _place(tmp_path_factory) -> Path:
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "servers"
+
+
+def _extra(kind: str, base: Path, database: Path) -> Server:
+    """Start what examples/server describes, or what it stands on, for clients that reach that themselves."""
+    if kind == "team":
+        server = shared(kind, base, database)
+        server.wait()
+        return server
+    tables, objects = (shared(one, base, database) for one in ("postgres", "s3"))
+    tables.wait()
+    objects.wait()
+    env = {**objects.env, "MLFLOW_DEFAULT_ARTIFACT_ROOT": f"{objects.uri}/direct"}
+    return replace(tables, uri=new_database(tables), env=env, other=objects.other)
 
 
 @pytest.fixture(scope="session")
@@ -52,10 +72,26 @@ def empty_database(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def use(servers, empty_database, monkeypatch, tmp_path) -> Callable[[str], Server | None]:
+def use(servers, empty_database, monkeypatch, tmp_path, tmp_path_factory) -> Callable[[str], Server | None]:
     """Set the environment for a store of some kind; sqlite is a file that several project folders share."""
 
     def choose(kind: str) -> Server | None:
+        if kind in EXTRA:
+            assert why_not(kind) is None, why_not(kind)
+            server = _extra(kind, _place(tmp_path_factory), empty_database)
+            from mlflow.store.artifact import s3_artifact_repo
+
+            # A process of canal has one account all its life, for which boto3 and MLflow keep a client.
+            keeps = s3_artifact_repo._cached_get_s3_client
+
+            def anew(*arguments, **options):
+                monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+                return keeps.__wrapped__(*arguments, **options)
+
+            monkeypatch.setattr(s3_artifact_repo, keeps.__name__, anew)
+            for name, value in {"MLFLOW_TRACKING_URI": server.uri, **server.env}.items():
+                monkeypatch.setenv(name, value)
+            return server
         ready = servers()  # they start while the tests on sqlite, which are first, run
         if kind == "sqlite":
             shutil.copyfile(empty_database, tmp_path / "shared.db")

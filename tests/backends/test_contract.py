@@ -6,13 +6,13 @@ from canal.core.errors import LedgerError, RegistryError
 from canal.registry.ledger.signing import new_key, open_key, signature_findings
 from canal.registry.versions import rebuild
 from canal.registry.versions.history import verified
-from tests.backends.conftest import KINDS
+from tests.backends.conftest import EXTRA, KINDS
 from tests.support.registered import no_figures, state
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, *(pytest.param(one, marks=pytest.mark.chaos) for one in EXTRA)])
 def backend(request, use):
     """Use each back end in turn."""
     use(request.param)
@@ -20,7 +20,11 @@ def backend(request, use):
 
 
 class TestBackend:
-    """One contract for sqlite, an MLflow server, one with accounts, and PostgreSQL."""
+    """One contract for sqlite, an MLflow server, one with accounts, and PostgreSQL.
+
+    And, in `make chaos`, for a team's server (accounts, PostgreSQL, an object store) and for clients that
+    reach PostgreSQL and the object store themselves.
+    """
 
     def test_a_version_lives(self, backend, new_folder, tmp_path):
         folder, pem = new_folder("a"), tmp_path / "key.pem"

@@ -51,6 +51,7 @@ NOT_RUN = {
         "canal ui --token-file token",
     ): "runs until it is told to end: tests/browser/test_board.py",
     ("docs/serving.md", "canal serve"): "runs until it is told to end: tests/pipeline/test_serve.py",
+    ("docs/tuning.md", "canal tune run kang-ctrl"): "needs a PostgreSQL: tests/tuning/test_many_machines.py",
     ("docs/tuning.md", "canal registry ui"): "runs until it is told to end: tests/registry/test_decisions.py",
     ("docs/registry.md", 'canal ledger anchor --by "A. Person"'): (
         "the line before commits the ledger, and is no command of canal: tests/pipeline/test_walk.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -196,7 +197,8 @@ def evaluation(stage: str, labels: list[str]) -> dict[str, object]:
 
 def cells_request(source: str, exclude: dict[str, list[str]]) -> dict[str, object]:
     """Return the part of a request that names cells."""
-    return {"source": source, "declaration": {"label": "cell_type", "exclude": exclude}}
+    declared = {"label": "cell_type", "values": "counts", "layer": None, "sha256": "1" * 64}
+    return {"source": source, "declaration": {**declared, "exclude": exclude}}
 
 
 def _facts(
@@ -274,7 +276,11 @@ def _verdict(folder: Path, stage: str, spec: Spec) -> Verdict:
     tokens = ((1, 0, 0, 0, 0, 0),) * len(founding)
     return Verdict(
         **{**about, **spec.judged},
-        counts={},
+        counts={
+            "cells": len(spec.rows),
+            "genes": len(spec.genes),
+            "types": dict(Counter(row[1] for row in spec.rows)),
+        },
         rules=(RuleResult("has_cells", "error", spec.passed, "cells", "some"),),
         profile=Profile(json_digest(founding), 8, 2.0, tokens),
     )

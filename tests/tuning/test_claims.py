@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 
-from canal.tuning.study import at_work, is_alive
+from canal.tuning.workers import at_work, is_alive
 
 
 def hold(folder, answer):

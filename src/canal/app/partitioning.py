@@ -6,13 +6,11 @@ folder, the inputs and the model alone.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +27,7 @@ from canal.annotation.partitions import (
     shared_plan,
 )
 from canal.app.annotating import Origin, record_logger
+from canal.app.engines import dask_client, distributed
 from canal.app.models import FoundModel, find_model, find_model_of, project_here
 from canal.core.digests import canonical_json
 from canal.core.errors import CanalError, ConfigError, DataError
@@ -36,8 +35,6 @@ from canal.core.files import read_json
 from canal.core.progress import by_cells, count, doing
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from canal.model.load import CellAnnotator
 
 Document = dict[str, Any]
@@ -56,8 +53,6 @@ _PER_RUN = (
     "vote",
 )
 """Options that say nothing of labels, or that have a place of their own in the plan."""
-_RETRIES = 20
-"""How often a partition is tried again after its worker was killed."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +271,7 @@ def _collected(
 def _by_dask(plan: Plan, waiting: Sequence[Partition], spread: Spread, root: Path | None) -> Iterator[int]:
     """Yield the cells of each partition once a worker has labelled it."""
     place = None if root is None else str(root.resolve())
-    with _client(spread) as client:
+    with dask_client(spread.scheduler, spread.workers) as client:
         futures = [
             client.submit(
                 _label, str(plan.folder.resolve()), one.number, place,
@@ -284,7 +279,7 @@ def _by_dask(plan: Plan, waiting: Sequence[Partition], spread: Spread, root: Pat
             )
             for one in waiting
         ]  # fmt: skip
-        for future in _distributed().as_completed(futures):
+        for future in distributed().as_completed(futures):
             if future.status == "error":
                 error = future.exception()
                 client.cancel(futures)
@@ -296,48 +291,6 @@ def _by_dask(plan: Plan, waiting: Sequence[Partition], spread: Spread, root: Pat
                 )
             yield future.result()
             future.release()
-
-
-def _distributed() -> Any:
-    """Return the package that the extra dask brings."""
-    return import_module("distributed")
-
-
-@contextmanager
-def _client(spread: Spread) -> Iterator[Client]:
-    """Yield a client of the scheduler, or of workers of this machine, which end with it."""
-    dask = _distributed()
-    if spread.scheduler is not None:
-        try:
-            with dask.Client(spread.scheduler, timeout="10s") as client:
-                yield client
-        except OSError as error:
-            raise ConfigError(
-                f"--scheduler {spread.scheduler}: no Dask scheduler answers there ({error}): `dask "
-                "scheduler` starts one, `dask worker ADDRESS` its workers"
-            ) from error
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = spread.workers or max(1, cores // 2)
-    try:
-        cluster = dask.LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address=None,
-            memory_limit=0,
-            silence_logs=50,
-            # A worker that is killed takes no partition with it, however often that happens.
-            scheduler_kwargs={"allowed_failures": _RETRIES},
-            env={"OMP_NUM_THREADS": str(max(1, cores // workers))},
-        )
-    except (RuntimeError, OSError) as error:
-        raise DataError(
-            f"Dask's {workers} workers could not be started here ({error}): try fewer (--workers), or "
-            "leave --engine out"
-        ) from error
-    with cluster, dask.Client(cluster) as client:
-        yield client
 
 
 def _label(folder: str, number: int, root: str | None) -> int:

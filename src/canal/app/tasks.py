@@ -1,9 +1,14 @@
 """Build training inputs from a project's files: the pre-training corpus, a stage's task, and its sums."""
 
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
 import numpy as np
 
 from canal.app.beginning import adopted_basis
 from canal.app.corpora import corpus_tokens, require_corpora
+from canal.app.engines import add_up_parts
 from canal.app.project import CellSet, Project
 from canal.config.sections import BACKBONE
 from canal.continual.bank import ParentState, cut
@@ -15,6 +20,7 @@ from canal.core.digests import file_digest
 from canal.core.errors import TrainingError
 from canal.data.expression import tokenize
 from canal.data.panel import choose_more
+from canal.data.prepared import PreparedCells
 from canal.data.split import SUMMED
 from canal.memory.levels import Basis
 from canal.memory.stage_sums import StageSums, batch_and_type, by_type
@@ -24,6 +30,9 @@ from canal.model.backbone import Backbone
 from canal.model.compute import find_device
 from canal.model.storage import PRESETS, read_names
 from canal.registry.manifest.version_folder import Key
+
+PART_CELLS = 50_000
+"""Cells of a part of a stage, whose sums are added up by themselves."""
 
 
 def corpus(project: Project) -> Corpus:
@@ -188,8 +197,8 @@ def first_basis(project: Project, stage: str, genes: tuple[str, ...]) -> Basis:
 def add_up_stage(project: Project, stage: str, basis: Basis) -> tuple[Sums, Sums | None, tuple[str, ...]]:
     """Return the sums of a stage's cells, the sums by batch where kept, and the genes that its file lacks.
 
-    All training cells of the split are summed, including those in reserve. Cells are read in chunks; types of
-    the sums by batch are JSON lists of batch and type.
+    All training cells of the split are summed, including those in reserve. Cells are read in chunks, by Dask
+    where `canal.app.engines.SPREAD` says so; types of the sums by batch are JSON lists of batch and type.
 
     Raises
     ------
@@ -206,11 +215,28 @@ def add_up_stage(project: Project, stage: str, basis: Basis) -> tuple[Sums, Sums
     pairs = list(zip(learned["batch"], learned["cell_type"], strict=True))
     by_batch = _fits(basis.size, len(set(pairs)), project.config.memory.batch_mb)
     names = [batch_and_type(*pair) for pair in pairs] if by_batch else list(learned["cell_type"])
-    types = dict(zip(learned["cell_id"], names, strict=True))
-    chunks = cells.chunks(list(types), basis.genes)
-    sums = add_up(basis, ((expression, [types[one] for one in ids]) for ids, expression in chunks))
+    ids = list(learned["cell_id"])
+    parts = [
+        (str(cells.path), basis, ids[at : at + PART_CELLS], names[at : at + PART_CELLS])
+        for at in range(0, len(ids), PART_CELLS)
+    ]
+    sums = add_up_parts(basis, parts, add_up_part)
     missing = cells.missing(basis.genes)
     return (by_type(sums), sums, missing) if by_batch else (sums, None, missing)
+
+
+def add_up_part(part: tuple[str, Basis, Sequence[str], Sequence[str]]) -> Sums:
+    """Return the sums of some cells of a prepared file: its path, the basis, cells and their types."""
+    path, basis, cell_ids, names = part
+    types = dict(zip(cell_ids, names, strict=True))
+    chunks = _prepared(path, Path(path).stat().st_mtime_ns).chunks(cell_ids, basis.genes)
+    return add_up(basis, ((expression, [types[one] for one in ids]) for ids, expression in chunks))
+
+
+@lru_cache(maxsize=1)
+def _prepared(path: str, _: int) -> PreparedCells:
+    """Return the cells of a file, whose names a process reads once for all of its parts."""
+    return PreparedCells(Path(path))
 
 
 def parent_sums(project: Project, stage: str) -> StageSums | None:

@@ -37,7 +37,7 @@ NO_STAGE = (
     "params.yaml declares no stage yet: `canal stage add NAME --file FILE.h5ad --label COLUMN --values "
     "counts` adds the first one"
 )
-_EXECUTION_KEYS = {"jobs", "storage", "max_minutes"}
+_EXECUTION_KEYS = {"jobs", "storage", "max_minutes", "heartbeat_seconds"}
 """Keys of `Tuning` that affect how a study is run, not its result."""
 
 
@@ -95,7 +95,11 @@ class Tuning(Section):
     jobs: int = Field(default=1, ge=1)
     """Processes that share a study."""
     storage: str | None = Field(default=None, min_length=1)
-    """URL of Optuna's storage; None: a journal in the project."""
+    """URL of Optuna's storage, without a password (`CANAL_TUNING_STORAGE` may hold one and comes first);
+    None: a journal in the project. In PostgreSQL, processes of many machines share a study."""
+    heartbeat_seconds: int = Field(default=30, ge=1)
+    """In PostgreSQL: how often a process says that its trial is running; after three times as long without
+    it the trial counts as lost, and another process tries it again."""
 
     @model_validator(mode="after")
     def check_sizes(self) -> Self:

@@ -183,7 +183,13 @@ _IN_QUERY = re.compile(
     r"((?:^|[?&;])[^=&#;]*(?:pass|pwd|token|secret|key|auth|cred|sig|odbc_connect)[^=&#;]*=)([^&#;]*)",
     re.IGNORECASE,
 )
-_ENVIRONMENT = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
+_ENVIRONMENT = (
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "PGPASSWORD",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
 _SERVERS = ("http", "https")
 _SHORTEST = 4
 """Letters a secret has at least that is looked for in a text: shorter ones stand in many words."""
@@ -244,6 +250,11 @@ def shown_address(address: str) -> str:
     kept = f"{user}:{_HIDDEN}" if colon else _HIDDEN if account and scheme in _SERVERS else user
     before = address[: len(address) - len(account) - len(place)]
     return _IN_QUERY.sub(rf"\1{_HIDDEN}", f"{before}{kept}{place}")
+
+
+def has_password(address: str) -> bool:
+    """Whether an address holds a password or a token."""
+    return shown_address(address) != address
 
 
 def without_secrets(text: str, address: str) -> str:

@@ -30,6 +30,7 @@ TUNED_FILE = "tuned.json"
 Document = dict[str, Any]
 
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+_LOST = "every process that tried it ended: does the machine's memory suffice?"
 _RECORDED = ("accuracy", "retention", "harmonic_mean", "epoch", "n_replay", "reason")
 
 
@@ -159,6 +160,7 @@ def trial_document(trial: FrozenTrial, number: int, varied: list[str]) -> Docume
         "value": trial.value if trial.state.name == "COMPLETE" else None,
         "curve": {str(epoch): value for epoch, value in sorted(trial.intermediate_values.items())},
         **{name: attrs.get(name) for name in _RECORDED},
+        "reason": attrs.get("reason") or (_LOST if trial.state.name == "FAIL" else None),
     }
 
 

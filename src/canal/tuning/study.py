@@ -2,37 +2,30 @@
 
 A study that was killed and resumed gives the same result as one that was not: the sampler is seeded anew
 before each trial from the study's digest and the number of trials so far (its state is in no storage), and a
-trial whose process ended is failed and its parameters are queued again. A process counts as running as long
-as it holds its lock. A study is stored in a journal below ``.canal/``, or at a URL that Optuna can open.
+trial whose process ended is failed and its parameters are queued again (`canal.tuning.workers`). A study is
+stored in a journal below ``.canal/``, or at a URL that Optuna can open.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from uuid import uuid4
 
 import optuna
-from filelock import FileLock, Timeout
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from canal.config.params import Tuning
-from canal.core.errors import ConfigError, TrainingError, without_secrets
+from canal.core.errors import TrainingError, tell
 from canal.tuning.attempts import Attempt, Changes, Report, Score, Space
-
-PUBLISHED, QUEUED = "published", "queued"
-"""Marks of a trial: that it is the published point, and the parameters that it was queued with."""
+from canal.tuning.workers import PUBLISHED, QUEUED, Workers, lost_too_often, open_workers, queue
 
 _DRAWS = 10
-_SQLITE = "sqlite:///"
 
 
 class Learner(Protocol):
@@ -96,25 +89,31 @@ class Study:
 
     plan: Plan
     optuna: optuna.Study
+    workers: Workers
 
     @classmethod
     def open(cls, plan: Plan) -> Study:
         """Open the study, and create it if it does not exist."""
-        storage = open_storage(plan.tuning.storage, plan.journal, plan.root)
+        workers = open_workers(plan.tuning, plan.name, plan.folder, plan.root)
         pruner = optuna.pruners.MedianPruner(
             n_startup_trials=plan.tuning.startup_trials, n_warmup_steps=plan.tuning.warmup_epochs + 1
         )
         study = optuna.create_study(
-            study_name=plan.name, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
+            study_name=plan.name,
+            storage=workers.storage,
+            direction="maximize",
+            pruner=pruner,
+            load_if_exists=True,
         )
-        return cls(plan, study)
+        return cls(plan, study, workers)
 
     def work(
         self, learner: Learner, watch: Watch, deadline: float | None = None, shared: bool = False
     ) -> None:
         """Run trials until ``tuning.n_trials`` are done, or the deadline has passed.
 
-        A trial whose training fails is recorded as failed, with the reason, and the next one begins.
+        A trial whose training fails is recorded as failed, with the reason, and the next one begins. On many
+        machines a process waits for the trials of the others, so that all of them end with the same study.
 
         Parameters
         ----------
@@ -123,13 +122,16 @@ class Study:
         shared
             Whether other processes work on the study, too.
         """
-        with at_work(self._claims) as worker:
+        with self.workers.at_work() as worker:
             while deadline is None or time.monotonic() < deadline or not self._complete:
                 drawn = self._next_trial(learner, worker, shared)
-                if drawn is None:
+                if drawn is not None:
+                    self._run(*drawn, learner, watch)
+                    watch.on_trial()
+                elif self.workers.waits and self._running():
+                    self.workers.rest()
+                else:
                     return
-                self._run(*drawn, learner, watch)
-                watch.on_trial()
 
     def kept(self) -> list[FrozenTrial]:
         """Return the trials that count, the published one first: done, and not given up."""
@@ -140,22 +142,20 @@ class Study:
     def _complete(self) -> bool:
         return any(one.state is TrialState.COMPLETE for one in self.kept())
 
-    @property
-    def _claims(self) -> Path:
-        return self.plan.folder / f"{self.plan.name}.workers"
-
     def _next_trial(self, learner: Learner, worker: str, shared: bool) -> tuple[Trial, Changes] | None:
         """Return the next trial, or None if there are enough; one process at a time."""
-        with FileLock(self._claims / "ask.lock"):
-            self._give_up_lost()
+        with self.workers.drawing():
+            self.workers.give_up_lost(self.optuna)
             trials = self.optuna.get_trials(deepcopy=False)
-            if not any(one.user_attrs.get(PUBLISHED) for one in trials):
-                self._queue(self.plan.space.published(), {PUBLISHED: True})
-            begun = len(self.kept()) + len(self._running())
+            if not any(one.user_attrs.get(PUBLISHED) and (_counts(one) or _ahead(one)) for one in trials):
+                queue(self.optuna, self.plan.space.published(), {PUBLISHED: True})
+            running = self._running()
+            begun = len(self.kept()) + len(running)
             if begun >= self.plan.tuning.n_trials:
                 return None
             trial, changes, identity = self._draw(learner, begun)
-            for name, value in {**changes, "training": identity, "shared": shared, "worker": worker}.items():
+            marks = {"training": identity, "shared": shared or bool(running), "worker": worker}
+            for name, value in (changes | marks).items():
                 trial.set_user_attr(name, value)
         return trial, changes
 
@@ -173,7 +173,9 @@ class Study:
             text = f"{self.plan.digest}:{begun}:{draw}"
             seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
             self.optuna.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
-            trial = self.optuna.ask(space.distributions())
+            with warnings.catch_warnings():  # the heartbeat is recorded by `Workers.training`
+                warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
+                trial = self.optuna.ask(space.distributions())
             changes = space.changes(trial.params)
             identity = learner.identity(changes)
             if QUEUED in trial.user_attrs or identity not in known or draw == _DRAWS - 1:
@@ -193,134 +195,44 @@ class Study:
                 raise optuna.TrialPruned
 
         try:
+            with self.workers.training(self.optuna, trial):
+                self._train(trial, changes, learner, report, last)
+        except UpdateFinishedTrialError:  # this process had stopped for so long that another took it over
+            tell(
+                f"{self.plan.stage}: trial {trial.number} was given up, since its process had stopped; go on"
+            )
+
+    def _train(
+        self, trial: Trial, changes: Changes, learner: Learner, report: Report, last: list[Score]
+    ) -> None:
+        """Train a trial, and record how it ended."""
+        try:
             attempt = learner.learn(changes, report)
         except optuna.TrialPruned:
             _record(trial, last[0])
-            self.optuna.tell(trial, state=TrialState.PRUNED)
+            self.optuna.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         except TrainingError as error:
             trial.set_user_attr("reason", str(error))
-            self.optuna.tell(trial, state=TrialState.FAIL)
+            self.optuna.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         else:
             _record(trial, attempt.score, epoch=attempt.epoch, n_replay=attempt.n_replay)
-            self.optuna.tell(trial, attempt.value)
+            self.optuna.tell(trial, attempt.value, skip_if_finished=True)
 
     def _running(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
-    def _waiting(self) -> list[FrozenTrial]:
-        return self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-
-    def _queue(self, params: dict[str, Any], marks: dict[str, Any]) -> None:
-        self.optuna.enqueue_trial(params, user_attrs={QUEUED: params} | marks)
-
-    def _give_up_lost(self) -> None:
-        """Fail the trials whose process has ended, and queue their parameters again.
-
-        They are queued first, so that a kill in between does not lose the parameters. A trial that no process
-        had taken yet is drawn again instead.
-        """
-        for trial in self._running():
-            worker = trial.user_attrs.get("worker")
-            if worker is not None and is_alive(self._claims, worker):
-                continue
-            params = trial.user_attrs.get(QUEUED, {}) | trial.params
-            queued = [one.user_attrs.get(QUEUED) for one in self._waiting()]
-            taken = worker is not None or QUEUED in trial.user_attrs
-            if taken and params not in queued and "reason" not in trial.user_attrs:
-                marks = {key: True for key in (PUBLISHED,) if trial.user_attrs.get(key)}
-                self._queue(params, marks)
-            self.optuna.tell(trial.number, state=TrialState.FAIL)
-
 
 def _counts(trial: FrozenTrial) -> bool:
-    """Whether a trial is done and was not given up; a failure that counts has a reason."""
+    """Whether a trial is done and was not given up; a failure that counts has a reason, or no retry."""
     if trial.state is TrialState.FAIL:
-        return "reason" in trial.user_attrs
+        return "reason" in trial.user_attrs or lost_too_often(trial)
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def _ahead(trial: FrozenTrial) -> bool:
+    return trial.state in (TrialState.WAITING, TrialState.RUNNING)
 
 
 def _record(trial: Trial, score: Score, **others: Any) -> None:
     for name, value in (score.to_json() | others).items():
         trial.set_user_attr(name, value)
-
-
-@contextmanager
-def at_work(folder: Path) -> Iterator[str]:
-    """Yield a name for this process that `is_alive` finds until the block or the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = uuid4().hex
-    try:
-        with FileLock(_lock_of(folder, name)):
-            yield name
-    finally:
-        _lock_of(folder, name).unlink(missing_ok=True)
-
-
-def is_alive(folder: Path, name: str) -> bool:
-    """Whether the process of this name is still running; the lock of a killed process is removed."""
-    path = _lock_of(folder, name)
-    if not path.is_file():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            pass
-    except Timeout:
-        return True
-    path.unlink(missing_ok=True)
-    return False
-
-
-def _lock_of(folder: Path, name: str) -> Path:
-    return folder / f"{name}.worker"
-
-
-def open_storage(url: str | None, journal: Path, root: Path) -> BaseStorage:
-    """Return Optuna's storage at ``url``, or in the file ``journal``.
-
-    A relative path in an sqlite URL is one in the project folder ``root``.
-
-    Raises
-    ------
-    ConfigError
-        If Optuna cannot open the URL.
-    TrainingError
-        If the journal is damaged.
-    """
-    optuna.logging.set_verbosity(logging.WARNING)
-    if url is None:
-        return _journal(journal)
-    if url.startswith(_SQLITE):
-        path = root / url.removeprefix(_SQLITE)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        url = f"{_SQLITE}{path}"
-    try:
-        return optuna.storages.get_storage(url)
-    except Exception as error:  # whatever a database's driver raises
-        reason = str(error).splitlines()[0] if str(error) else ""
-        shown = without_secrets(f"{type(error).__name__}: {reason}", url)
-        raise ConfigError(
-            f"tuning.storage: Optuna cannot open it ({shown[:200]}); "
-            "leave it out for a journal below .canal/tuning, or give a URL such as sqlite:///tuning.db"
-        ) from error
-
-
-def _journal(path: Path) -> JournalStorage:
-    """Return a journal storage; a last line that a crash of the machine cut off is removed first.
-
-    The lock is released with its process: Optuna's own lock would last half a minute after a kill.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        content = path.read_bytes() if path.is_file() else b""
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with path.open("rb+") as stream:
-                stream.truncate(whole)
-    try:
-        # FileLock is not of Optuna's class of locks, but is acquired and released as they are.
-        lock: Any = FileLock(path.with_suffix(".lock"))
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-    except (ValueError, KeyError, AssertionError) as error:
-        raise TrainingError(
-            f"{path} is damaged, or no journal of Optuna's ({error}): delete it, and the study starts over"
-        ) from error

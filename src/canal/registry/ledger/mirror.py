@@ -2,7 +2,9 @@
 
 Each project folder has a ledger file of its own. Before a folder writes, its ledger must hold all entries of
 the store (``canal ledger --catch-up`` fetches them), and it sets a tag of its own, the claim. A folder that
-finds another claim after setting its own gives up, so of two at once at most one goes on.
+finds another claim after setting its own goes no further, so of two at once at most one goes on. The claim of
+one that goes on says so: who finds it is refused. Where two only asked, both take their claims back and ask
+again after a while left to chance, so that one of them moves, and the other finds its entry.
 
 The tag ``canal.ledger.7`` holds entry 7. For an entry too long for a tag it holds hash and number of parts,
 whose tags have the hash in their names, so that half-written parts are never read.
@@ -11,12 +13,14 @@ whose tags have the hash in their names, so that half-written parts are never re
 import json
 import platform
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from getpass import getuser
 from pathlib import Path
-from secrets import token_hex
+from secrets import SystemRandom, token_hex
+from typing import Any
 
 from canal.core.errors import LedgerError, RegistryError
 from canal.core.files import new_file
@@ -25,9 +29,14 @@ from canal.registry.store.store import TAG, Store
 
 _ENTRY = f"{TAG}ledger."
 _CLAIM = f"{TAG}moving."
+_ASKED, _HELD = "asked", "held"
+"""States of a claim; one of an older canal has none, and holds."""
+
 _MOST = 4500
 """Characters a tag: MLflow's tables take 5,000."""
 _GIVEN_UP = timedelta(hours=1)
+_ATTEMPTS = 8
+_LONGEST_WAIT_S = 4.0
 
 
 class OvertakenError(LedgerError):
@@ -49,15 +58,34 @@ def claimed(store: Store) -> Iterator[None]:
         return
     store.make_model(store.names.model)
     own = _own_claim(store)
-    claim = {"who": user(), "host": platform.node(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    store.model_tag(store.names.model, own, json.dumps(claim))
     try:
-        _refuse_claimed(store, own)
+        _claim(store, own)
         yield
     finally:
         with suppress(RegistryError):  # a claim that stays expires
             store.model_tag(store.names.model, own, None)
             _claim_file(store).unlink(missing_ok=True)
+
+
+def _claim(store: Store, own: str) -> None:
+    """Set this folder's claim, and say in it that it holds; nothing is held where this raises."""
+    model, found = store.names.model, dict[str, Any]()
+    for attempt in range(_ATTEMPTS):
+        store.model_tag(model, own, _claim_text(_ASKED))
+        other = _other_claim(store, own)
+        if other is None:
+            store.model_tag(model, own, _claim_text(_HELD))
+            return
+        found = other
+        if found.get("state", _HELD) == _HELD:
+            break
+        store.model_tag(model, own, None)
+        time.sleep(SystemRandom().uniform(0, min(_LONGEST_WAIT_S, 0.1 * 2**attempt)))
+    raise LedgerError(
+        f"another folder is moving aliases in {store.shown} at this moment ({_claimant(found)!r}, since "
+        f"{_since(found):%Y-%m-%d %H:%M:%S} UTC): try again when it has finished; its claim expires "
+        "after an hour"
+    )
 
 
 def movements(store: Store) -> frozenset[str] | None:
@@ -181,32 +209,39 @@ def _own_claim(store: Store) -> str:
     return _CLAIM + token
 
 
-def _refuse_claimed(store: Store, own: str) -> None:
+def _claim_text(state: str) -> str:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return json.dumps({"who": user(), "host": platform.node(), "time": now, "state": state})
+
+
+def _other_claim(store: Store, own: str) -> dict[str, Any] | None:
+    """Return the claim of another folder, one that holds before one that asks; given up ones are removed."""
+    others = []
     for name, value in store.model_tags(store.names.model).items():
         if not name.startswith(_CLAIM) or name == own:
             continue
-        if not _given_up(value):
-            whose, since = _claimant(value)
-            raise LedgerError(
-                f"another folder is moving aliases in {store.shown} at this moment ({whose!r}, since "
-                f"{since:%Y-%m-%d %H:%M:%S} UTC): try again when it has finished; its claim expires "
-                "after an hour"
-            )
-        store.model_tag(store.names.model, name, None)
+        if _given_up(value):
+            store.model_tag(store.names.model, name, None)
+        else:
+            others.append(json.loads(value))
+    return min(others, key=lambda one: one.get("state", _HELD) != _HELD, default=None)
 
 
 def _given_up(claim: str) -> bool:
     """Whether a claim has expired or is malformed."""
     try:
-        return datetime.now(UTC) - _claimant(claim)[1] > _GIVEN_UP
+        content = json.loads(claim)
+        return not _claimant(content) or datetime.now(UTC) - _since(content) > _GIVEN_UP
     except (ValueError, KeyError, TypeError):
         return True
 
 
-def _claimant(claim: str) -> tuple[str, datetime]:
-    """Return the owner and the time of a claim."""
-    content = json.loads(claim)
-    return f"{content['who']} on {content['host']}"[:200], datetime.fromisoformat(content["time"])
+def _claimant(claim: Mapping[str, Any]) -> str:
+    return f"{claim['who']} on {claim['host']}"[:200]
+
+
+def _since(claim: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(claim["time"])
 
 
 def _write(store: Store, entry: Entry) -> None:

@@ -17,6 +17,12 @@ from canal.core.packages import named_packages
 from canal.core.progress import doing
 from canal.registry.store.database import Database, update_paths
 from canal.registry.store.new_database import ensure_database
+from canal.registry.store.refusals import (
+    SET_ACCOUNT,
+    UNKNOWN_ACCOUNT,
+    object_store_refusal,
+    server_refusal,
+)
 from canal.runtime.startup import quiet_libraries
 
 if TYPE_CHECKING:
@@ -35,6 +41,11 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 """The tag by which MLflow shows an experiment as one of models, not of prompts."""
 
 _PATIENCE_S = 300
+
+_THROUGH_THE_SERVER = ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+"""Left to a server, MLflow may send clients to its object store by presigned addresses. Clients often cannot
+reach that, and MLflow 3.17 waited for ever for a version of several files (a pool of threads that waits for
+itself)."""
 
 
 def require_answer(uri: str) -> None:
@@ -195,6 +206,8 @@ class Connection:
         """
         quiet_libraries()
         require_answer(self.uri)
+        for name in _THROUGH_THE_SERVER:
+            os.environ.setdefault(name, "false")
         os.environ["MLFLOW_TRACKING_URI"] = self.uri  # what `mlflow run` starts must use the same store
         import mlflow
         from mlflow.exceptions import MlflowException
@@ -214,10 +227,10 @@ class Connection:
                     with _unless("RESOURCE_ALREADY_EXISTS"):  # another folder was quicker
                         client.create_experiment(self.names.experiment, self._artifact_root(), KIND)
         except (MlflowException, OSError, _database_error()) as error:
-            if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+            if getattr(error, "error_code", "") in UNKNOWN_ACCOUNT:
                 raise RegistryError(
                     f"the MLflow server {self.shown} wants a user and a password, or refused the ones it "
-                    "got: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                    f"got: {SET_ACCOUNT}"
                 ) from error
             raise RegistryError(
                 f"cannot open the MLflow store {self.shown}: {self.error_line(error)}"
@@ -326,16 +339,21 @@ class Connection:
         Raises
         ------
         RegistryError
-            Where a server does not answer, a database is locked or a disk is full.
+            Where a server does not answer, a database is locked, a disk is full, or an account of the server
+            or of its object store may not do it.
         """
         from mlflow.exceptions import MlflowException
 
         try:
             yield
-        except (MlflowException, OSError) as error:
+        except Exception as error:
+            told = object_store_refusal(error)
+            if told is None and not isinstance(error, MlflowException | OSError):
+                raise
+            told = told or server_refusal(error, self.names) or self.error_line(error)
             raise RegistryError(
-                f"the MLflow store {self.shown} refused: {self.error_line(error)}; what was begun is "
-                "finished by the next `canal registry sync`"
+                f"the MLflow store {self.shown} refused: {told}; what was begun is finished by the next "
+                "`canal registry sync`"
             ) from error
 
     def _artifact_root(self) -> str | None:

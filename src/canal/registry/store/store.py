@@ -24,6 +24,7 @@ from canal.core.files import new_folder, read_json, scratch_folder
 from canal.registry.manifest.version_folder import KEY_FILE, LOADED_FILE, RECORD_FILE, check_files, read_key
 from canal.registry.store.connection import Connection
 from canal.registry.store.database import LOGGED, Row, Version, inside, local_path, require_files
+from canal.registry.store.refusals import object_store_refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -328,10 +329,13 @@ def download(store: Store, version: Version, target: Path) -> None:
 
     try:
         download_artifacts(artifact_uri=version.source, dst_path=str(target), tracking_uri=store.uri)
-    except (MlflowException, OSError) as error:
+    except Exception as error:
+        told = object_store_refusal(error)
+        if told is None and not isinstance(error, MlflowException | OSError):
+            raise
         raise RegistryError(
             f"the files of version {version.number} of {version.model} cannot be downloaded from "
-            f"{store.shown}: {store.error_line(error)}. Can this machine reach {version.source}?"
+            f"{store.shown}: {told or f'{store.error_line(error)}. Can this machine reach {version.source}?'}"
         ) from error
     (target / LOADED_FILE).unlink(missing_ok=True)
 
