@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import optuna
+import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
@@ -275,8 +276,6 @@ class RemoteWorkers:
     @contextmanager
     def at_work(self) -> Iterator[str]:
         """Give this process a name; a database that stops answering is an error in one line."""
-        import sqlalchemy
-
         try:
             yield uuid4().hex
         except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
@@ -342,8 +341,6 @@ def lost_too_often(trial: FrozenTrial) -> bool:
 @contextmanager
 def _alone(url: str, name: str) -> Iterator[None]:
     """Hold an advisory lock of PostgreSQL, which is released with its process or its machine."""
-    import sqlalchemy
-
     number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
     engine = sqlalchemy.create_engine(
         url, poolclass=sqlalchemy.NullPool, connect_args={"connect_timeout": 10}
