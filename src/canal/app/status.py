@@ -127,15 +127,19 @@ def _version(version: Version, entries: Sequence[Entry]) -> Document:
 
 
 def _labelled(project: Project, versions: Sequence[Version]) -> Document:
-    """Return the files in the log of annotations since the newest version, and their Unassigned cells."""
+    """Return the files in the log since the newest version, each once a version, and Unassigned cells."""
     since = max((one.created for one in versions), default=0) / 1000
     log = read_log(project.layout.annotations)
-    files = []
+    found: dict[tuple[str, str], Document] = {}
     for record in log.records:
         if str(record.get("time", "")) >= _utc(since):
             n, cells = record["cell_types"].get(UNASSIGNED, 0), record["n_cells"]
-            name = (record.get("input") or {}).get("name") or (record.get("input") or {}).get("path") or "?"
-            files.append({"file": Path(str(name)).name, "cells": cells, "unassigned": n})
+            about = record.get("input") or {}
+            name = about.get("name") or about.get("path") or "?"
+            once = str(about.get("sha256") or record.get("id")), str((record.get("model") or {}).get("key"))
+            found.pop(once, None)  # the last of them counts, as the newest
+            found[once] = {"file": Path(str(name)).name, "cells": cells, "unassigned": n}
+    files = list(found.values())
     return {
         "since": _utc(since) if versions else None,
         "files": len(files),

@@ -375,7 +375,7 @@ def _complaints(document: Document, number: int, previous: str) -> list[str]:
 def _checked(text: str, what: str, longest: int) -> str:
     stripped = text.strip()
     if not stripped:
-        raise RegistryError(f"{what} is empty: say it in a few words")
+        raise RegistryError(f"{what} is empty: it is kept on record, so say it in a few words")
     if len(stripped) > longest:
         raise RegistryError(f"{what} has {len(stripped):,} characters; at most {longest:,} are kept")
     hidden = sorted({ascii(one) for one in stripped if unicodedata.category(one) in _CONTROL})

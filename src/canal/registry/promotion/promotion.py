@@ -143,7 +143,8 @@ def retire_draft(store: Store, version: Version, decision: Decision) -> Draft:
         raise RegistryError(f"version {version.number} was retired before; `canal ledger` says by whom")
     if CHAMPION in version.aliases:
         raise RegistryError(
-            f"version {version.number} is the champion: promote another one, or `canal rollback`, first"
+            f"version {version.number} is the champion: promote another one first"
+            + (", or `canal rollback`" if holder(store, PREVIOUS) else "")
         )
     aliases: dict[str, int | None] = {}
     if PREVIOUS in version.aliases:
