@@ -144,13 +144,14 @@ def partitions_table(parts: Mapping[str, Any]) -> Group:
     done = f"{count(parts['labelled'], 'partition')} of {parts['partitions']:,} labelled by this run"
     if (inputs := parts.get("inputs")) is None:
         left = parts["missing"]
-        rest = f"{left:,} {'is' if left == 1 else 'are'} missing" if left else "none is missing"
-        return Group(text(f"{done}; {rest}. Once all are there: canal collect {parts['folder']}"))
+        lacks = f"{left:,} {'is' if left == 1 else 'are'} missing. Once all are there"
+        rest = lacks if left else "all are there"
+        return Group(text(f"{done}; {rest}: canal collect {parts['folder']}"))
     columns = (
         Column("file"),
         *figures("cells"),
         Column("Unassigned", "number"),
-        Column("most", "prose", "dim"),
+        Column("commonest types", "prose", "dim"),
     )
     rows = Listing(f"{count(sum(one['n_cells'] for one in inputs.values()))} labelled", columns)
     rows.note = f"{done}: pandas.read_parquet({parts['folder']!r})"
