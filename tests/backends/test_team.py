@@ -205,7 +205,7 @@ def holding(folder: Path, secrets: list[str]) -> list[Path]:
 
 
 @pytest.mark.parametrize("kind", ["team", "objects"])
-def test_secrets_are_in_no_record_log_ledger_or_tag(use, new_folder, tmp_path, kind):
+def test_secrets_are_in_no_record_log_ledger_or_tag(use, new_folder, tmp_path, monkeypatch, kind):
     """A version's whole life, then every file, every table and every object is searched."""
     import boto3
 
@@ -232,6 +232,7 @@ def test_secrets_are_in_no_record_log_ledger_or_tag(use, new_folder, tmp_path, k
     assert not [one for one in secrets if one in said]
     assert holding(folder.root, secrets) == []
     postgres = json.loads((Path(server.log).parent / "postgres.json").read_text())
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
     dump = ["pg_dumpall", "--no-password", "--dbname", postgres["uri"].replace("+psycopg2", "")]
     (tmp_path / "tables.sql").write_text(ran(*dump, cwd=tmp_path))
     assert "canal.ledger.1" in (tmp_path / "tables.sql").read_text()
