@@ -79,16 +79,6 @@ def use(servers, empty_database, monkeypatch, tmp_path, tmp_path_factory) -> Cal
         if kind in EXTRA:
             assert why_not(kind) is None, why_not(kind)
             server = _extra(kind, _place(tmp_path_factory), empty_database)
-            from mlflow.store.artifact import s3_artifact_repo
-
-            # A process of canal has one account all its life, for which boto3 and MLflow keep a client.
-            keeps = s3_artifact_repo._cached_get_s3_client
-
-            def anew(*arguments, **options):
-                monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
-                return keeps.__wrapped__(*arguments, **options)
-
-            monkeypatch.setattr(s3_artifact_repo, keeps.__name__, anew)
             for name, value in {"MLFLOW_TRACKING_URI": server.uri, **server.env}.items():
                 monkeypatch.setenv(name, value)
             return server
