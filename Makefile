@@ -4,6 +4,8 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
+# Where it is set, each of the hundred processes of a run compiles canal anew: a quarter of a short command.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test lint bound bench-registry bench-exact-sums bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-continual bench-exact-scale bench-exact-strange bench-installed chaos fuzz coverage docs reference release browser bench-silences bench-page bench-board help
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import count
@@ -16,6 +17,9 @@ from tests.support.children import fork_children
 from tests.support.installed import Installed, build_wheel, install
 from tests.support.warm import serving
 
+# As a person's shell has it: without compiled files each process that a test starts compiles canal anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 begin()  # as every process of canal: what tests import is a million objects and hardly any garbage
 settings.register_profile("canal", deadline=None)  # a slow disk is no error
 settings.load_profile("canal")
