@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 
 import pytest
 from mlflow.exceptions import ExecutionException
@@ -79,6 +80,20 @@ def test_a_run_can_be_cancelled(folder):
     assert run.get_status() == "RUNNING"
     run.cancel()
     assert run.get_status() == "FAILED"
+
+
+def test_a_run_can_be_cancelled_whatever_the_process_that_started_it_does_with_the_signal(folder):
+    """Dask and uvicorn catch SIGTERM in the process that uses them; a fork of it slept on to its end."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        run = ForkedRun("run", started(folder, "import time; time.sleep(60)"))
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    began = time.monotonic()
+    time.sleep(0.5)
+    run.cancel()
+    assert run.get_status() == "FAILED"
+    assert time.monotonic() - began < 30
 
 
 def test_a_spare_process_without_an_order_ends_with_the_one_that_made_it():

@@ -160,6 +160,7 @@ def import_stores() -> None:
 def _wait_and_run(orders: int, ahead: Sequence[str]) -> None:
     """Run the script of the one order, as a new Python would, and exit."""
     code = 1
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a library that this process uses may have caught it
     try:
         for name in ahead:
             import_module(name)
