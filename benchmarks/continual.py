@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import continual_outside
+import numpy as np
 import stream
 import torch
-from continual_measures import Figures, measured
+from continual_measures import Figures, measured, studies_left_out
 from continual_page import markdown, page
 from continual_rivals import RIVALS, CanalSums, Rival
 from continual_rules import NETWORKS
@@ -137,8 +138,6 @@ def ablation(line: Stream, seeds: int, into: Path) -> dict[str, list[Figures]]:
 
 def left_out_of(name: str, drawn: Drawn, of: tuple[str, str], into: Path) -> Figures:
     """Return how validation cells of studies that are left out are answered."""
-    from continual_measures import studies_left_out
-
     path = into / of[0] / f"{name}-{drawn.config.seed}-left-out.json"
     asked = json_digest([of[1], Exact.asked(drawn.config)])
     kept = read_json(path) if path.is_file() else {}
@@ -168,8 +167,6 @@ def changed(line: Stream, seed: int, change: dict[str, Any]) -> Drawn:
 
 def coarser(cells: Any, step: float | None) -> Any:
     """Return cells whose expression is in whole doublings (1), or 1 and 0 (0); as it is for None."""
-    import numpy as np
-
     if step is None:
         return cells
     values = np.floor(cells.expression) if step else (cells.expression > 0) * 4

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from continual_rivals import Rival, without_type
-from exact_figures import LEAST_KNOWN
+from exact_figures import LEAST_KNOWN, studies_to_leave_out
 from exact_learners import Answer, said
 from exact_streams import Drawn, of_types
 from sklearn.metrics import roc_auc_score
@@ -170,16 +170,12 @@ def types_left_out(kind: type[Rival], drawn: Drawn) -> Figures:
 def studies_left_out(kind: type[Rival], drawn: Drawn) -> Figures:
     """Return how the others answer for each study that is left out, of types that they know."""
     found: dict[str, tuple[float, float, float]] = {}
-    for name, cells in drawn.stages.items():
-        others = [one for one in drawn.stages if one != name]
-        types = {one for other in others for one in drawn.stages[other].train.types}
-        test = of_types(cells.test, types)
-        if len(types) < 2 or len(test) < LEAST_KNOWN:
-            continue
+    for name, others, test in studies_to_leave_out(drawn):
+        missing = drawn.stages[name].missing
         answer = learned(kind, drawn, others)
         calibration, threshold = threshold_of(answer, drawn, others)
-        named = said(answer, test, cells.missing)
-        novel = novelty_of(answer, calibration, test, cells.missing) > threshold
+        named = said(answer, test, missing)
+        novel = novelty_of(answer, calibration, test, missing) > threshold
         found[name] = (
             measures.accuracy(test.cell_types, named),
             measures.balanced_accuracy(test.cell_types, named),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from exact_learners import Answer, Learner, said
 from exact_streams import Drawn, of_types
 
 from canal.continual import evaluation as measures
+from canal.continual.cells import LabelledCells
 from canal.memory.prediction import expected_calibration_error, fit_calibration
 
 LEAST_KNOWN = 5
@@ -73,13 +74,8 @@ def _last(answer: Answer, drawn: Drawn) -> Figures:
 def _left_out(learner: Learner, drawn: Drawn) -> Figures:
     """Return how the others answer for each study that is left out, of types that they know."""
     found = {}
-    for name, cells in drawn.stages.items():
-        others = [one for one in drawn.stages if one != name]
-        types = {one for other in others for one in drawn.stages[other].train.types}
-        test = of_types(cells.test, types)
-        if len(types) < 2 or len(test) < LEAST_KNOWN:
-            continue
-        named = said(learner.learned(others), test, cells.missing)
+    for name, others, test in studies_to_leave_out(drawn):
+        named = said(learner.learned(others), test, drawn.stages[name].missing)
         found[name] = (
             measures.accuracy(test.cell_types, named),
             measures.balanced_accuracy(test.cell_types, named),
@@ -90,6 +86,16 @@ def _left_out(learner: Learner, drawn: Drawn) -> Figures:
         "left_out_types": float(np.mean(balanced)) if found else None,
         **{f"without {name}": value for name, (value, _) in found.items()},
     }
+
+
+def studies_to_leave_out(drawn: Drawn) -> Iterator[tuple[str, list[str], LabelledCells]]:
+    """Yield each study, the others, and its test cells of types that these know, where there are enough."""
+    for name, cells in drawn.stages.items():
+        others = [one for one in drawn.stages if one != name]
+        types = {one for other in others for one in drawn.stages[other].train.types}
+        test = of_types(cells.test, types)
+        if len(types) >= 2 and len(test) >= LEAST_KNOWN:
+            yield name, others, test
 
 
 def differences(

@@ -47,6 +47,10 @@ def test_labels_are_dropped_by_name_and_all_others_stay(tmp_path):
     assert source["label_map"] == {"B": "B", "NK": None, "doublet": None}
     source, _ = declare_labelled(file, declared, {"B": "B cell", "NK": "NK"}, tmp_path, ["doublet"])
     assert source["label_map"] == {"B": "B cell", "NK": "NK", "doublet": None}
+    blanks = make_adata({"B": 2, "NK": 2})
+    blanks.obs["cell_type"] = ["B", " B ", "NK", "NK"]
+    source, _ = declare_labelled(write_adata(blanks, tmp_path / "y.h5ad"), declared, None, tmp_path, ["B"])
+    assert source["label_map"] == {"B": None, " B ": None, "NK": "NK"}
     with pytest.raises(ConfigError, match="--drop 'doublets': no cell has it; .* did you mean 'doublet'"):
         declare_labelled(file, declared, None, tmp_path, ["doublets"])
 

@@ -23,7 +23,7 @@ from exact_streams import ALL, Drawn, StageCells, Synthetic, cut, reordered
 import continual
 from canal.config.yaml_file import parse_config
 from canal.continual import evaluation as measures
-from canal.continual.cells import LabelledCells
+from tests.support.learning import cells_apart
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 OF_STAGE = {"first": ("B", "DC"), "second": ("B", "CD4 T"), "third": ("CD4 T", "NK")}
@@ -31,13 +31,9 @@ TYPES, N_GENES = ("B", "CD4 T", "DC", "NK"), 12
 
 
 def cells(stage, part, n, shift):
-    random = np.random.default_rng([n, *part.encode(), *stage.encode()])
     types = OF_STAGE[stage]
     names = tuple(types[number % len(types)] for number in range(n))
-    means = np.eye(N_GENES)[[TYPES.index(name) for name in names]] * 6 + shift
-    values = np.maximum(random.normal(means, 0.7), 0).astype(np.float32)
-    ids = tuple(f"{stage}:{part}:{number}" for number in range(n))
-    return LabelledCells(ids, values, names, (stage,) * n, (stage,) * n, ("",) * n)
+    return cells_apart((stage, part), names, TYPES, N_GENES, shift, [n])
 
 
 @pytest.fixture(scope="module")

@@ -15,20 +15,16 @@ from exact_learners import LEARNERS, Exact, RanPac
 from exact_streams import Drawn, StageCells, of_types
 
 from canal.config.yaml_file import parse_config
-from canal.continual.cells import LabelledCells
 from canal.core.files import write_json
+from tests.support.learning import cells_apart
 
 TYPES = ("B", "CD4 T", "DC")
 N_GENES = 12
 
 
 def cells(stage, part, n, shift, seed):
-    random = np.random.default_rng([seed, n, *part.encode(), *stage.encode()])
     names = tuple(TYPES[number % len(TYPES)] for number in range(n))
-    means = np.eye(N_GENES)[[TYPES.index(name) for name in names]] * 6 + shift
-    values = np.maximum(random.normal(means, 0.7), 0).astype(np.float32)
-    ids = tuple(f"{stage}:{part}:{number}" for number in range(n))
-    return LabelledCells(ids, values, names, (stage,) * n, (stage,) * n, ("",) * n)
+    return cells_apart((stage, part), names, TYPES, N_GENES, shift, [seed, n])
 
 
 @pytest.fixture(scope="module")

@@ -71,3 +71,14 @@ class Computer:
                 yield value(cells[position])
 
         return CachedRows(kind, cells, compute, space, KEY)
+
+
+def cells_apart(where, names, types, n_genes, shift, seed):
+    """Return cells of a stage's part whose types are well apart, each expressing a gene of its own most."""
+    stage, part = where
+    random = np.random.default_rng([*seed, *part.encode(), *stage.encode()])
+    means = np.eye(n_genes)[[types.index(name) for name in names]] * 6 + shift
+    values = np.maximum(random.normal(means, 0.7), 0).astype(np.float32)
+    n = len(names)
+    ids = tuple(f"{stage}:{part}:{number}" for number in range(n))
+    return LabelledCells(ids, values, tuple(names), (stage,) * n, (stage,) * n, ("",) * n)

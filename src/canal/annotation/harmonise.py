@@ -29,7 +29,6 @@ COLUMNS = (
     *("label", "n_cells", "cell_type", "ambiguous", "proposed", "by", "model_type", "model_share"),
     *("likeliest_share", "unassigned", "label_id", "ontology_id", "note"),
 )
-NEEDED = ("label", "cell_type")
 
 LEAST_SHARE = 0.5
 """Share of a label's cells that the model has to call one type for its answer to count."""

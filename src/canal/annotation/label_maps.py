@@ -13,12 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from canal.annotation.harmonise import DROP, NEEDED, ONTOLOGY_ID, plain, quoted_names
+from canal.annotation.harmonise import DROP, ONTOLOGY_ID, plain, quoted_names
 from canal.annotation.sheet import read_lines
 from canal.core.errors import ConfigError, DataError, no_such_file
 from canal.data.prepare import is_no_type
 from canal.io.arrays import EXAMPLES
 from canal.io.writer import original
+
+NEEDED = ("label", "cell_type")
+"""Columns of a sheet that decide; the others say what the proposals rest on."""
 
 
 @dataclass(frozen=True)

@@ -193,15 +193,15 @@ def declare_labelled(
     """
     given = {**declared, "label": declared.get("label") or "cell_type", "layer": declared.get("layer") or "X"}
     source = declare(file, given, label_map, root)
-    trimmed = trimmed_labels(file, given["label"], source.get("label_map"))
-    if trimmed:
-        source["label_map"] = (source.get("label_map") or {}) | trimmed
     if drop:
-        labels = labels_in(file, given["label"])
+        labels = dict.fromkeys(label.strip() for label in labels_in(file, given["label"]))
         if unknown := [one for one in drop if one not in labels]:
             raise ConfigError(f"--drop {unknown[0]!r}: no cell has it{there_are(unknown[0], labels)}")
         kept = source.get("label_map") or {label: label for label in labels}
         source["label_map"] = {**kept, **dict.fromkeys(drop)}
+    trimmed = trimmed_labels(file, given["label"], source.get("label_map"))
+    if trimmed:
+        source["label_map"] = (source.get("label_map") or {}) | trimmed
     return source, [label for label in trimmed if label != label.strip()]
 
 

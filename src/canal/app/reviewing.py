@@ -33,7 +33,7 @@ from canal.core.files import read_json
 from canal.core.progress import doing
 from canal.io.h5ad import open_h5ad
 from canal.memory.stage_sums import StageSums
-from canal.quality.verdict import label_results
+from canal.quality.verdict import with_label_rules
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION
 from canal.registry.manifest.card import README, Card, declared, read_sources, training_data
 from canal.registry.manifest.version_folder import method_view, read_key, read_record
@@ -230,7 +230,7 @@ def review(
         "answers": list(answers_by_type(before, after)),
         "changed": list(changed_answers(before, after)),
         "novelty": novelty_counts(after),
-        "gate": _gate(folder, evidence.verdict),
+        "gate": with_label_rules(evidence.verdict, _optional(folder / "validation" / "labels.json")),
         "history": _optional(folder / "history.json"),
         "tuned": _optional(folder / TUNED_FILE),
         "method": method_view(folder, key),
@@ -280,12 +280,6 @@ def _other(project: Project, other: Version, role: str) -> Document:
 
 def _optional(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
-
-
-def _gate(folder: Path, verdict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the gate's verdict, with what the version before said of the labels as rules of it."""
-    said = label_results(_optional(folder / "validation" / "labels.json"))
-    return {**verdict, "rules": [*verdict.get("rules", ()), *said]} if said else verdict
 
 
 def _answered(

@@ -23,7 +23,7 @@ from canal.config.yaml_file import check_merged
 from canal.core.errors import CanalError
 from canal.core.files import read_json
 from canal.core.progress import first_names
-from canal.quality.verdict import label_results
+from canal.quality.verdict import with_label_rules
 from canal.registry.ledger.ledger import Entry
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION
 from canal.registry.manifest.stage_request import uncommitted_files
@@ -226,9 +226,9 @@ def _warned(project: Project, undecided: Collection[str | None]) -> Iterator[Nee
     judged = [name for name in project.config.stages if project.layout.verdict(name).is_file()]
     if not judged or judged[-1] not in undecided or project.learned(judged[-1]) is None:
         return  # without a version there is no page yet, and the run itself tells the warnings
-    labels, rules = project.layout.labels(judged[-1]), read_json(project.layout.verdict(judged[-1]))["rules"]
-    rules += label_results(read_json(labels) if labels.is_file() else None)
-    if names := [one["rule"] for one in rules if not one["passed"] and one["severity"] != "error"]:
+    verdict, labels = project.layout.verdict(judged[-1]), project.layout.labels(judged[-1])
+    told = with_label_rules(read_json(verdict), read_json(labels) if labels.is_file() else None)
+    if names := [one["rule"] for one in told["rules"] if not one["passed"] and one["severity"] != "error"]:
         yield Need(f"the gate warns of stage {judged[-1]}: {first_names(names)}", "canal report")
 
 

@@ -165,7 +165,7 @@ def rollback(
         show_result(_moved(entry.kind, entry.version, entry.aliases, entry.document), as_json)
     note(_ledger_message(f"version {entry.version} is the champion again", entry.seq))
     if (left := entry.aliases.get("previous")) is not None:
-        note(f"version {left} is `previous` now: `canal rollback` would bring it back, `canal retire` never")
+        note(f"version {left} is `previous` now: `canal rollback` would bring it back")
 
 
 def retire(

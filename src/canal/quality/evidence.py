@@ -350,16 +350,20 @@ def looks_like(values: csr_matrix) -> str | None:
         return "scaled"
     if data.size == 0 or (data == np.rint(data)).all():
         return None if data.size == 0 else "counts"
-    finding = judge_values(values)
-    if finding.kind == "one_depth" and not finding.logs:
-        return "parts"
     fits = {name: middle(wholeness(values, (base,))) for name, base in BASES.items()}
     name = max(fits, key=lambda key: fits[key])
     if fits[name] < _FITS or min(fits.values()) >= _FITS:
-        return None
+        return "parts" if _of_one_total(values) else None
     rows = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))
     totals = _totals(values.data.astype(np.float64), rows, values.shape[0], BASES[name])
     return name if np.nanmax(totals) <= MAX_TOTAL else name.removesuffix("_10k")
+
+
+def _of_one_total(values: csr_matrix) -> bool:
+    if not np.isfinite(values.data).all():
+        return False
+    finding = judge_values(values)
+    return finding.kind == "one_depth" and not finding.logs
 
 
 def _totals(data: np.ndarray, rows: np.ndarray, n_cells: int, base: float) -> np.ndarray:

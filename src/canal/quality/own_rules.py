@@ -320,7 +320,6 @@ def _result(rule: OwnRule, outcome: Any, table: str, rows: pd.DataFrame) -> Rule
     facts, passed = outcome.result or {}, bool(outcome.success)
     facts.pop("unexpected_index_query", None)  # code that finds rows by number; pages name them
     examples: tuple[str, ...] = ()
-    named = [str(one[TABLES[table]]) for one in facts.get("unexpected_index_list") or ()]
     if "unexpected_count" in facts:
         found = f"{facts['unexpected_count']:,} of {len(rows):,} {table}"
         if missing := facts.get("missing_count"):
@@ -339,7 +338,9 @@ def _result(rule: OwnRule, outcome: Any, table: str, rows: pd.DataFrame) -> Rule
         found=found,
         examples=() if passed else examples,
         hint="" if passed else rule.hint,
-        failing=() if passed else tuple(named),
+        failing=()
+        if passed
+        else tuple(str(row[TABLES[table]]) for row in facts.get("unexpected_index_list") or ()),
     )
 
 

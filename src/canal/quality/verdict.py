@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,9 +56,20 @@ class RuleResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as a verdict's document holds it."""
-        return {name: value for name, value in asdict(self).items() if name != "failing"} | {
-            "examples": list(self.examples)
+        return {
+            "rule": self.rule,
+            "severity": self.severity,
+            "passed": self.passed,
+            "expected": self.expected,
+            "found": self.found,
+            "examples": list(self.examples),
+            "hint": self.hint,
         }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> RuleResult:
+        """Return the result that `to_json` wrote."""
+        return cls(**{**document, "examples": tuple(document["examples"])})
 
 
 @dataclass(frozen=True)
@@ -156,9 +167,7 @@ def parse_verdict(document: Any) -> Verdict:
         names = set(Verdict.__dataclass_fields__) - {"rules", "profile", "own_rules"}
         verdict = Verdict(
             **{name: document[name] for name in names},
-            rules=tuple(
-                RuleResult(**{**rule, "examples": tuple(rule["examples"])}) for rule in document["rules"]
-            ),
+            rules=tuple(RuleResult.from_json(rule) for rule in document["rules"]),
             profile=Profile.from_json(document["profile"]),
             own_rules=dict(document.get("own_rules", {})),
         )
@@ -173,11 +182,11 @@ def parse_verdict(document: Any) -> Verdict:
     return verdict
 
 
-def label_results(labels: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the results of the rules on labels from the document that `gate.write_labels` wrote."""
+def with_label_rules(verdict: Mapping[str, Any], labels: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a verdict's document with the rules on labels that `gate.write_labels` wrote."""
     labels = labels or {}
-    results = [labels.get("rule"), (labels.get("contradicted") or {}).get("rule")]
-    return [one for one in results if one is not None]
+    results = labels.get("rule"), (labels.get("contradicted") or {}).get("rule")
+    return {**verdict, "rules": [*verdict.get("rules", ()), *(one for one in results if one is not None)]}
 
 
 def require_passing(verdict: Verdict | Mapping[str, Any] | Path, prepared_sha256: str, stage: str) -> Verdict:

@@ -14,7 +14,7 @@ from canal.core.files import new_folder, read_json, write_json
 from canal.core.progress import doing
 from canal.io.h5ad import open_h5ad
 from canal.quality.gate import read_labels
-from canal.quality.verdict import label_results
+from canal.quality.verdict import with_label_rules
 from canal.registry.manifest.card import README, Card, lineage_data
 from canal.registry.manifest.pages import measures
 from canal.registry.manifest.version_folder import method_view
@@ -110,7 +110,7 @@ def _verdict(layout: Layout, stage: str) -> Document | None:
     verdict: Document | None = _optional_json(layout.verdict(stage))
     if verdict is None or not layout.labels(stage).is_file():
         return verdict
-    return {**verdict, "rules": [*verdict["rules"], *label_results(read_labels(layout.labels(stage)))]}
+    return with_label_rules(verdict, read_labels(layout.labels(stage)))
 
 
 def _optional_json(path: Path) -> Any:

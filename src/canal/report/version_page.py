@@ -53,7 +53,7 @@ def write_version_page(document: Document, mapped: Document | None, library: str
         "matrix": _matrix(document),
         "types": _type_rows(document),
         "gate": [
-            {**one, "words": finding(RuleResult(**{**one, "examples": tuple(one["examples"])}))}
+            {**one, "words": finding(RuleResult.from_json(one))}
             for one in sorted(document["gate"].get("rules", ()), key=lambda one: bool(one["passed"]))
         ],
         "alone": document["evaluation"].get("alone"),

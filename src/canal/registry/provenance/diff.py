@@ -151,14 +151,11 @@ def _by_type(old: Mapping[str, Any], new: Mapping[str, Any]) -> Document:
     """Return the recall of each type; no change where test cells left in between: those are other cells."""
     found: Document = {}
     for name in dict.fromkeys([*old, *new]):
-        sides = [side.get(name) for side in (old, new)]
-        pair = _pair(*(None if one is None else one["recall"] for one in sides))
-        sizes = {one["n"] for one in sides if one is not None}
-        found[name] = {
-            "n": (sides[1] or old[name])["n"],
-            **pair,
-            **({"change": None} if len(sizes) > 1 else {}),
-        }
+        sides = [side.get(name, {"n": None, "recall": None}) for side in (old, new)]
+        sizes = [one["n"] for one in sides]
+        found[name] = {"n": sizes[1] or sizes[0], **_pair(*(one["recall"] for one in sides))}
+        if sizes[0] != sizes[1]:
+            found[name]["change"] = None
     return found
 
 
