@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from canal.config.layout import Layout
-from canal.core.files import read_json, write_json
+from canal.core.files import is_running, read_json, write_json
 from canal.core.progress import span
 
 
@@ -35,7 +35,7 @@ def run_holder(root: Path) -> str:
         process, caller, since = int(about["process"]), int(about["caller"]), float(about["since"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    alive = [one for one in (caller, process) if _is_alive(one)]
+    alive = [one for one in (caller, process) if is_running(one)]
     began = datetime.fromtimestamp(since).astimezone().strftime("%Y-%m-%d %H:%M")
     lasted = span(max(0.0, time.time() - since))
     return f"process {alive[0]}, since {began} ({lasted})" if alive else ""
@@ -43,16 +43,6 @@ def run_holder(root: Path) -> str:
 
 def _holder_file(root: Path) -> Path:
     return _lock_file(root).with_suffix(".json")
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def run_at_work(root: Path) -> bool:

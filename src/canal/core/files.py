@@ -279,15 +279,19 @@ def _sweep(folder: Path) -> None:
 def _left_over(name: str) -> bool:
     """Return whether a name is that of a temporary file of a process of this machine that has ended."""
     match = _TEMPORARY.fullmatch(name)
-    if match is None or match["place"] != _place():
-        return False
+    return match is not None and match["place"] == _place() and not is_running(int(match["pid"]))
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this machine runs; one that was killed and nobody has waited for does not."""
     try:
-        os.kill(int(match["pid"]), 0)
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
         return False
-    return False
+    except (OSError, OverflowError):  # another user's process, or a system without /proc
+        return True
+    return state.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def _remove(path: Path) -> None:

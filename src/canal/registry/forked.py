@@ -49,10 +49,12 @@ class Spare:
         orders, self._sender = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until the copy would end by it
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._sender)
             _wait_and_run(orders, ahead)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         os.close(orders)
         self._code: int | None = None
 
@@ -161,6 +163,7 @@ def _wait_and_run(orders: int, ahead: Sequence[str]) -> None:
     """Run the script of the one order, as a new Python would, and exit."""
     code = 1
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a library that this process uses may have caught it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     try:
         for name in ahead:
             import_module(name)
