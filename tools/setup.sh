@@ -42,12 +42,18 @@ done
 
 began=$SECONDS
 log=$venv/setup.log
-# Every two seconds: how long it has been, and which package pip is at.
+# Tells which package pip is at: on a terminal in one line, in a log the more rarely the longer it lasts.
 tell_progress() {
-  local package=""
+  local package="" line told=$SECONDS
   while sleep 2; do
     package=$(sed -nE 's/^ *(Collecting|Downloading|Using cached|Building wheel for|Installing collected packages)[: ]+([A-Za-z0-9._-]+).*/\1 \2/p' "$log" 2>/dev/null | tail -n 1 | sed -E 's/-[0-9].*//; s/collected packages .*/packages/')
-    echo "setup: ${package:-still at work} ($((SECONDS - began)) s so far)"
+    line="setup: ${package:-still at work} ($((SECONDS - began)) s so far)"
+    if [ -t 1 ]; then
+      printf '\r\033[K%s' "$line"
+    elif ((SECONDS - told >= (SECONDS - began) / 10)); then
+      echo "$line"
+      told=$SECONDS
+    fi
   done
 }
 
@@ -60,6 +66,7 @@ telling() {
   kill $pid 2>/dev/null || true
   wait $pid 2>/dev/null || true
   trap - EXIT
+  [ -t 1 ] && printf '\r\033[K'
   return $code
 }
 

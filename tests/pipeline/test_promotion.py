@@ -185,6 +185,9 @@ def test_too_few_test_cells_pass_for_a_reason_that_stays(line, monkeypatch):
     assert details["overrides"] == ["accuracy", "balanced_accuracy", "retention:first"]
     (served,) = json.loads(line.canal("show", "2", "--json"))["served"]
     assert served["too_few"] == "22 cells are all there are"
+    told = CliRunner().invoke(app, ["ledger"], env={"COLUMNS": "200"}).output
+    assert "with too few test cells to judge accuracy, balanced_accuracy" in told
+    assert "overriding" not in told
 
 
 def test_models_are_compared_on_the_same_cells(project, line):

@@ -225,7 +225,7 @@ def decisions(entries: Sequence[Entry], version: Version) -> Document:
         {
             **_decision(entry),
             "overrides": (passed := list(entry.document["details"].get("overrides", ()))),
-            "not_judged": [rule for rule in passed if rule not in set(overridden_failures(entry))],
+            "not_judged": sorted({*passed} - {*overridden_failures(entry.document["details"])}),
             "too_few": entry.document["details"].get("too_few", ""),
             "until": next((_decision(one) for one in moves if one.seq > entry.seq), None),
         }
@@ -233,7 +233,7 @@ def decisions(entries: Sequence[Entry], version: Version) -> Document:
         if entry.kind in ("promote", "rollback")
     ]
     overrides = {rule for one in served for rule in one["overrides"]}
-    failed = {rule for entry in mine for rule in overridden_failures(entry)}
+    failed = {rule for entry in mine for rule in overridden_failures(entry.document["details"])}
     retired = [_decision(entry) for entry in mine if entry.kind == "retire"]
     erased = ledger_erased(entries).get((version.model, version.number))
     return {

@@ -166,6 +166,7 @@ def rollback(
     note(_ledger_message(f"version {entry.version} is the champion again", entry.seq))
     if (left := entry.aliases.get("previous")) is not None:
         note(f"version {left} is `previous` now: `canal rollback` would bring it back")
+    note("a new stage is learned on the last one all the same, unless `canal stage add` names a --parent")
 
 
 def retire(

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.text import Text
 
 from canal.core.progress import count, p_value, percent, points, span
-from canal.registry.ledger.rulings import TOO_FEW, in_percent
+from canal.registry.ledger.rulings import TOO_FEW, in_percent, overridden_failures
 from canal.report.listing import Column, Listing, figures, named, text
 
 if TYPE_CHECKING:
@@ -129,7 +129,6 @@ def _what(entry: Document) -> str:
     moved = ", ".join(
         f"{alias} -> {'none' if number is None else number}" for alias, number in entry["aliases"].items()
     )
-    overrides = entry["details"].get("overrides")
     details = entry["details"]
     if entry["kind"] == "merge":
         theirs = details["theirs"]
@@ -140,8 +139,11 @@ def _what(entry: Document) -> str:
     parts = [f"{entry['kind']} {', '.join(about) or 'of files alone'}"]
     if moved:
         parts.append(f"({moved})")
-    if overrides:
-        parts.append(f"overriding {', '.join(overrides)}")
+    failed = [*overridden_failures(details)]
+    if failed:
+        parts.append(f"overriding {', '.join(failed)}")
+    if few := [rule for rule in details.get("overrides", ()) if rule not in failed]:
+        parts.append(f"with too few test cells to judge {', '.join(few)}")
     if levels := details.get("merged"):
         parts.append(f"(entry {levels[0]['seq']} of a merged ledger)")
     return " ".join(parts)

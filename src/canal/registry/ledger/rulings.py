@@ -72,12 +72,11 @@ def shown_ruling(ruling: Mapping[str, Any]) -> dict[str, Any]:
     return {**ruling, "state": state, "value": value, "bound": bound}
 
 
-def overridden_failures(entry: Entry) -> Iterator[str]:
-    """Yield the rules that a promotion overrode although they were judged, and had failed.
+def overridden_failures(details: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the rules that a promotion with these details overrode although they were judged, and had failed.
 
     Not those with too few test cells to judge; all where its rulings cannot be read.
     """
-    details: Mapping[str, Any] = entry.document["details"]
     rulings = details.get("rulings")
     known = [one for one in rulings if is_ruling(one)] if isinstance(rulings, list) else []
     few = {one["rule"] for one in known if one["value"] == TOO_FEW}
