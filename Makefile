@@ -144,7 +144,7 @@ bench-exact-sums:  ## sums of up to a million synthetic cells by one process and
 	@tools/setup.sh test
 	@python benchmarks/exact_sums.py $(ARGS)
 
-chaos:  ## kills of learning and of every command that writes, races, crowds, full disks; a registry, ledger and bundles forged by the hundred: hours (`pytest -m chaos`: campaigns in small, minutes)
+chaos:  ## kills of learning and of every command that writes, races, crowds, full disks; a registry, ledger and bundles forged by the hundred: hours (`pytest -m chaos`: campaigns in small and long walks, half an hour)
 	@tools/setup.sh test
 	@pytest -m chaos
 	@python -m tests.faults.chaos --kills 100

@@ -160,6 +160,7 @@ def test_published_weights_become_a_folder_a_version_and_three_lines_of_params(i
     assert versions(imports.project)[1:] == [("imported", True, imports.digest, "")]
 
 
+@pytest.mark.chaos
 def test_the_same_files_a_second_time_change_nothing(imports, monkeypatch):
     canal(*imports.call, "--commit")
     read_here(monkeypatch)
@@ -187,6 +188,7 @@ def adopted(imports):
     return project
 
 
+@pytest.mark.chaos
 def test_on_a_new_branch_the_import_is_adopted_and_the_panel_chosen_from_its_genes(imports, adopted):
     assert set(adopted.panel) <= set(VOCABULARY)
     key = read_json(imports.root / "models" / "backbone" / "key.json")

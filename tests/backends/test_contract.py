@@ -12,7 +12,12 @@ from tests.support.registered import no_figures, state
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
 
 
-@pytest.fixture(params=[*KINDS, *(pytest.param(one, marks=pytest.mark.chaos) for one in EXTRA)])
+@pytest.fixture(
+    params=[
+        *(one for one in KINDS if one != "accounts"),  # which test_downloads and test_unreachable ask, too
+        *(pytest.param(one, marks=pytest.mark.chaos) for one in ("accounts", *EXTRA)),
+    ]
+)
 def backend(request, use):
     """Use each back end in turn."""
     use(request.param)
@@ -68,7 +73,9 @@ class TestBackend:
         ada.canal("ledger", "--catch-up")
         assert ada.aliases() == ben.aliases()
 
-    @pytest.mark.parametrize("backend", ["server", "postgres"], indirect=True)
+    @pytest.mark.parametrize(
+        "backend", [pytest.param("server", marks=pytest.mark.chaos), "postgres"], indirect=True
+    )
     def test_a_store_that_lost_its_models_is_made_again(self, backend, new_folder):
         folder = new_folder("a")
         folder.sync()

@@ -62,6 +62,7 @@ def test_a_server_says_what_its_database_holds(served):
     assert ours.history(run) == theirs.history(run) == {"loss": ((1, 0.5), (2, 0.25))}
 
 
+@pytest.mark.chaos
 def test_what_a_server_would_serve_is_compared_with_the_version(served):
     project, database = served
     model = project.store.names.model

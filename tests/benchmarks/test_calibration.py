@@ -21,6 +21,7 @@ def test_a_sure_model_that_is_right_half_the_time_is_off_by_half():
 
 
 @pytest.mark.pipeline
+@pytest.mark.chaos
 def test_all_stages_are_pooled(learned, capsys):
     line, _ = learned
     calibration.main(["--root", str(line.root), "--json"])

@@ -189,6 +189,7 @@ def test_what_was_measured_is_not_measured_again_until_cells_or_settings_change(
     assert capsys.readouterr().err.count("kNN") == 1
 
 
+@pytest.mark.chaos
 def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "continual.py"), "--streams", "synthetic", "--seeds", "2"]
     command += ["--rivals", "slda", "newest", "knn", "--into", str(tmp_path)]

@@ -57,6 +57,7 @@ def test_a_file_beside_that_changes_or_stays_is_wrong():
     assert "labels.csv stayed behind" in wrong(one, REFUSED, after={"labels.csv": b""})
 
 
+@pytest.mark.chaos
 def test_programs_are_asked_for_real(tmp_path):
     cells = make_adata({"B": 20, "NK": 20}, n_genes=20)
     make_annotator().save(tmp_path / "model")

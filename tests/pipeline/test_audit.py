@@ -83,6 +83,7 @@ def test_the_command_imports_neither_mlflow_nor_torch(shared):
     assert json.loads(said[: said.rindex("}") + 1])["passed"] is True
 
 
+@pytest.mark.chaos
 def test_a_flipped_byte_in_any_file_names_that_file_and_no_other(project, newest, unopened):
     folder = project.store.artifacts(newest)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

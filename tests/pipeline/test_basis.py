@@ -130,6 +130,7 @@ def test_a_network_and_its_panel_begin_on_an_adopted_basis(tmp_path, basis, tmp_
     assert "restore" in refused(line, "basis", "adopt", str(other))
 
 
+@pytest.mark.chaos
 def test_a_lineage_that_has_begun_keeps_its_basis(tmp_path, basis, tmp_path_factory):
     line = copied(learned_by("exact", tmp_path_factory), tmp_path / "project")
     before = (line.root / "params.yaml").read_bytes()

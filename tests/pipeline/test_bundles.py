@@ -110,6 +110,7 @@ def test_an_imported_version_is_carried_on_with_the_ledger_it_came_from(line, ot
     assert said[0].startswith(f"origins/{version.record}/ledger.jsonl has sha256")
 
 
+@pytest.mark.chaos
 def test_an_imported_version_is_handed_on_without_cells(line, other, tmp_path):
     other.canal("export", "1", "-o", str(tmp_path / "bare.zip"), "--without-cells")
     other.canal("export", "1", "-o", str(tmp_path / "whole.zip"))

@@ -53,6 +53,7 @@ def handed(learned, tmp_path_factory) -> tuple[Line, Path, str]:
     return line, elsewhere, said
 
 
+@pytest.mark.chaos
 def test_a_version_is_handed_over_proven_and_labels_where_no_project_is(handed):
     line, elsewhere, said = handed
     assert not (elsewhere / "params.yaml").exists()

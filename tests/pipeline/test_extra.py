@@ -10,6 +10,7 @@ from canal.core.files import read_json
 pytestmark = pytest.mark.pipeline
 
 
+@pytest.mark.chaos
 def test_extra_stages_pass_their_gate_first_and_stand_in_the_key(line):
     line.edit(lambda document: document["backbone"].update(extra_stages=["second"], branch=2))
     verdict = line.root / "verdicts" / "second"

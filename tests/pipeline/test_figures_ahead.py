@@ -12,6 +12,7 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.chaos
 def test_they_are_the_same_bytes_and_asked_for_in_any_order(line, tmp_path):
     project = line.project()
     with figures_ahead(project) as figures:

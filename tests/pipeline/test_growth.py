@@ -17,6 +17,7 @@ from tests.support.warm import environment
 pytestmark = pytest.mark.pipeline
 
 
+@pytest.mark.chaos
 def test_a_stage_adds_genes_and_everything_behind_it_reads_them(line, tmp_path, monkeypatch):
     before, root = line.keys(), line.root
     for name, value in environment(root).items():

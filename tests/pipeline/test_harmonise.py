@@ -139,6 +139,7 @@ def test_a_file_without_labels_or_ids_is_refused(line, file, tmp_path):
     )
 
 
+@pytest.mark.chaos
 def test_a_suite_judges_what_comes_and_nothing_that_was_learned(line, file):
     keys = line.keys()
     verdict = (line.root / "verdicts" / "second" / "verdict.json").read_bytes()

@@ -42,7 +42,7 @@ CELLS = {
     "first": {"B": 30, "T": 30, "NK": 30, "Mast": 2, "DC": 1},
     "second": {"B": 24, "Mono": 24, "Mast": 3, "pDC": 1},
 }
-METHODS = ("exact", "combined")
+METHODS = ("exact", pytest.param("combined", marks=pytest.mark.chaos))
 
 
 def wanted(splits) -> bool:
@@ -194,6 +194,7 @@ def test_audit_finds_nothing_wrong(learned_so):
     assert audited(learned_so)["findings"] == []
 
 
+@pytest.mark.chaos
 def test_sums_are_added_to_a_published_lineage(tmp_path, monkeypatch, tmp_path_factory):
     line = make(tmp_path / "project", "published", monkeypatch, tmp_path_factory)
     learn_here(line)
@@ -218,6 +219,7 @@ def test_a_stage_without_a_training_cell_has_nothing_to_add_up(tmp_path, monkeyp
         add_up_stage(line.project(), "first", basis)
 
 
+@pytest.mark.chaos
 def test_a_project_without_a_batch_has_the_sums_of_one_less_the_batch(
     tmp_path, monkeypatch, tmp_path_factory
 ):

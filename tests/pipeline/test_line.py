@@ -172,6 +172,7 @@ def test_what_was_learned_is_never_learned_again(line):
     assert "registered canal-annotator 3 (third)" in printed
 
 
+@pytest.mark.chaos
 def test_changed_params_are_refused_and_changed_back_restored(line):
     before = line.keys()
     line.edit(lambda document: document["continual"].update(distillation=2.0))

@@ -139,7 +139,8 @@ def kill_workers(times, stop, out):
     return killed
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize("kills", [2, 20])
 def test_dask_labels_each_cell_once_whoever_is_killed(line, atlas, by_itself, tmp_path, kills):
     out, stop, killed = tmp_path / "labels", threading.Event(), []
     killer = threading.Thread(target=lambda: killed.append(kill_workers(kills, stop, out)))

@@ -57,6 +57,7 @@ def h_score(line: Line, number: int) -> str:
     return next(one.value for one in rulings if one.rule == "h_score")
 
 
+@pytest.mark.chaos
 def test_dvc_measures_again_and_learns_nothing(line):
     before = tree_digests(line.root / "models")
     records = [one.record for one in line.project().store.versions()]

@@ -109,6 +109,7 @@ def test_two_lineages_become_the_sums_of_one_that_learned_both(line, joint, bund
     assert found(Project.open(line.root)) == []
 
 
+@pytest.mark.chaos
 def test_two_parents_stand_everywhere(line, bundles, sites, tmp_path):
     line.canal("import", str(bundles / "second.zip"))
     merge(line.project(), Joining("1", "2"), ADA)
@@ -145,6 +146,7 @@ def test_two_parents_stand_everywhere(line, bundles, sites, tmp_path):
     ]
 
 
+@pytest.mark.chaos
 def test_what_is_learned_on_a_merged_version_has_no_teacher_and_keeps_its_sums(line, bundles, capsys):
     line.canal("import", str(bundles / "second.zip"))
     merge(line.project(), Joining("1", "2"), ADA)
@@ -177,6 +179,7 @@ def test_cells_that_left_do_not_come_back_by_a_merge(joint):
         merge(project, Joining(number, "3", overlap=ONCE), ADA)
 
 
+@pytest.mark.chaos
 def test_a_version_that_cells_left_is_merged_and_its_audit_holds(joint, bundles):
     unlearn(joint.project(), Withdrawal("second", batch="b1"), ADA)
     joint.canal("import", str(bundles / "second.zip"))
@@ -202,6 +205,7 @@ def test_an_alias_that_moved_with_a_killed_merge_completes_it(line, bundles, mon
     assert found(Project.open(line.root)) == []
 
 
+@pytest.mark.chaos
 def test_cells_of_both_are_refused_or_counted_once(joint, sites, bundles, tmp_path):
     key, wrong, bundle = tmp_path / "key", tmp_path / "wrong", tmp_path / "site.canal"
     key.write_text("a secret of the two sites")
@@ -348,6 +352,7 @@ def test_a_kill_is_completed_by_the_next_call(line, bundles, monkeypatch):
     assert found(Project.open(line.root)) == []
 
 
+@pytest.mark.chaos
 def test_a_network_is_kept_and_knows_no_type_of_the_other_lineage(tmp_path_factory, bundles, tmp_path):
     line = copied(learned_by("combined", tmp_path_factory), tmp_path / "project")
     line.canal("import", str(bundles / "third.zip"))

@@ -417,6 +417,7 @@ def test_a_bundle_labels_a_zarr_store_into_another(bundles, wanted, here):
     assert not (here / "out").exists()
 
 
+@pytest.mark.chaos
 def test_a_kill_while_a_model_is_removed_leaves_it_whole_or_gone(bundles, here):
     """The process is killed at each file that it deletes, and before the first: by SIGKILL, as by kill -9."""
     code = (

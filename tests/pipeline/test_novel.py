@@ -49,6 +49,7 @@ def fill(sheet, *names):
     table.to_csv(sheet, index=False)
 
 
+@pytest.mark.chaos
 def test_novel_cells_become_the_next_stage_and_are_learned(line, labelled, tmp_path, monkeypatch):
     for name, value in environment(line.root).items():
         if name.startswith("GIT_"):

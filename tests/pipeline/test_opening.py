@@ -21,7 +21,7 @@ from tests.pipeline.conftest import Line, copied
 from tests.support.methods import learned_by
 
 pytestmark = pytest.mark.pipeline
-METHODS = ("exact", "combined")
+METHODS = ("exact", pytest.param("combined", marks=pytest.mark.chaos))
 
 
 @pytest.fixture(scope="module", params=METHODS)

@@ -90,6 +90,7 @@ def test_commands_find_the_project_from_a_subfolder(line, monkeypatch):
     assert (done.stderr, done.exit_code) == ("", 0)
 
 
+@pytest.mark.chaos
 def test_a_run_in_a_subfolder_runs_the_project(line):
     inner = line.root / "analysis"
     inner.mkdir()

@@ -30,6 +30,7 @@ def begun(own_project, tmp_path_factory) -> tuple[Path, str]:
     return folder, said
 
 
+@pytest.mark.chaos
 def test_from_an_empty_folder_to_a_promoted_lineage(begun):
     folder, said = begun
     assert "learned  backbone (version 1), islets (version 1)" in said

@@ -119,6 +119,7 @@ def test_what_promotion_refuses_is_refused_on_the_page_too(project):
         review(project, sides(project, "1"))
 
 
+@pytest.mark.chaos
 def test_an_imported_version_has_a_page(line, tmp_path):
     line.canal("export", "2", "-o", str(tmp_path / "second.zip"))
     with ZipFile(tmp_path / "second.zip") as archive:

@@ -33,6 +33,7 @@ def runs_of(store, step):
     return [run for run in runs if run.data.tags.get("canal.step") == step]
 
 
+@pytest.mark.chaos
 def test_a_tuned_stage_from_its_study_to_its_version_and_back(tuned):
     printed = tuned.learn()
     path = tuned.root / "tuned" / "second.json"

@@ -84,6 +84,7 @@ def test_a_batch_leaves_and_its_sums_are_those_of_a_lineage_that_never_saw_it(me
     assert learn_here(line) == []  # what was unlearned is never learned again
 
 
+@pytest.mark.chaos
 def test_what_was_unlearned_is_handed_on_without_cells(line, tmp_path):
     """Cells that left one by one are named in key.json, which says what was excluded (docs/models.md)."""
     cells = named_cells(*(line.root / "splits" / f"{stage}.csv" for stage in ("first", "second", "third")))
@@ -125,6 +126,7 @@ def test_single_cells_leave_by_the_prepared_file_and_not_without_it(line):
     assert audit_project(again, recompute=True).findings == ()
 
 
+@pytest.mark.chaos
 def test_more_cells_leave_later_from_a_file_that_was_prepared_without_the_first(line):
     first, later = named(line, 5)[:3], named(line, 5)[3:]
     unlearn(line.project(), Withdrawal("second", cells=first), ADA)
@@ -184,6 +186,7 @@ def test_a_prepared_file_with_other_values_of_the_cells_is_refused(line):
         unlearn(project, Withdrawal("second", cells=cells), ADA)
 
 
+@pytest.mark.chaos
 def test_cells_of_the_first_stage_may_have_chosen_the_basis(line):
     made = unlearn(line.project(), Withdrawal("first", batch="b2"), ADA)
     assert list(made.versions) == ["first", "second", "third"]
@@ -314,7 +317,7 @@ def test_a_stage_cannot_lose_all_its_cells(untouched):
         unlearn(untouched.project(), Withdrawal("second", cells=tuple(split["cell_id"])), ADA)
 
 
-@pytest.mark.parametrize("at", ["registry_sync", "save", "_install"])
+@pytest.mark.parametrize("at", [pytest.param("registry_sync", marks=pytest.mark.chaos), "save", "_install"])
 def test_a_kill_is_completed_by_the_next_call(line, monkeypatch, at):
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -329,6 +332,7 @@ def test_a_kill_is_completed_by_the_next_call(line, monkeypatch, at):
     assert audit_project(Project.open(line.root)).findings == ()
 
 
+@pytest.mark.chaos
 def test_of_two_people_at_once_the_second_goes_on_from_the_first(line):
     people = {
         "A. Person": ("--batch", "b1"),
@@ -381,6 +385,7 @@ def test_on_a_full_disk_it_is_refused_and_works_afterwards(line):
     assert audit_project(Project.open(line.root)).findings == ()
 
 
+@pytest.mark.chaos
 def test_what_remains_can_leave_in_turn(line):
     unlearn(line.project(), Withdrawal("second", batch="b1"), ADA)
     made = unlearn(Project.open(line.root), Withdrawal("second", cells=named(line, 2)), ADA)

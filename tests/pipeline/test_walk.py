@@ -10,6 +10,7 @@ pytestmark = pytest.mark.pipeline
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "registry.md"
 
 
+@pytest.mark.chaos
 def test_the_walk_works_as_written(line):
     walk = PAGE.read_text(encoding="utf-8").split("## A walk")[1]
     blocks = re.findall(r"```bash\n(.*?)```", walk, flags=re.DOTALL)

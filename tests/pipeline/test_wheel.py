@@ -107,6 +107,7 @@ def test_a_table_in_text_is_labelled_by_limits_of_ones_own(installed, sent, tmp_
     assert set(labelled.loc[labelled["canal_confidence"] < 1, "canal_cell_type"]) == {"Unassigned"}
 
 
+@pytest.mark.chaos
 def test_every_figure_is_drawn_and_types_and_novel_cells_are_told_without_torch(drawing, sent, tmp_path):
     code = (
         f"import canal; from anndata import read_h5ad; cells = read_h5ad({str(sent / 'cells.h5ad')!r}); "
@@ -149,6 +150,7 @@ def test_mouse_cells_are_labelled_by_the_table_that_the_wheel_holds(installed, s
     assert renamed["mouse_table"]["name"] == "mouse_orthologs.tsv.gz"
 
 
+@pytest.mark.chaos
 def test_the_examples_run(drawing, sent, tmp_path):
     """One as the lab that got the file; the other hands a version over, from the project's own folder."""
     words = ("--model", sent / "blood.zip", "--own-labels", "cell_type", "--out", "figures")

@@ -381,6 +381,7 @@ def test_a_version_that_the_other_registered_is_brought_first(template, tmp_path
     assert (findings(here), looked(here)) == ([], ([], []))
 
 
+@pytest.mark.chaos
 def test_two_versions_under_one_number_are_told_apart_on_the_way_that_the_refusal_says(
     template, tmp_path, monkeypatch
 ):

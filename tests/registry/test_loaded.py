@@ -28,6 +28,7 @@ def findings(store):
     return [str(one) for one in audited(store).findings if str(one) != GONE]
 
 
+@pytest.mark.chaos
 def test_loading_breaks_neither_audit_nor_export(loaded, tmp_path):
     store, _ = loaded
     assert findings(store) == []

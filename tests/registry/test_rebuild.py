@@ -129,7 +129,7 @@ MOMENTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("behind", [False, pytest.param(True, marks=pytest.mark.chaos)])
 @pytest.mark.parametrize(("step", "time"), MOMENTS)
 def test_a_kill_at_any_moment_is_gone_on_with_and_nothing_else_is_done_meanwhile(
     project, tmp_path, monkeypatch, step, time, behind

@@ -190,7 +190,7 @@ def learn_fourth(line: Line, method: str, monkeypatch) -> list[str]:
     return learned
 
 
-@pytest.mark.parametrize("method", ["combined", "exact"])
+@pytest.mark.parametrize("method", [pytest.param("combined", marks=pytest.mark.chaos), "exact"])
 def test_the_next_stage_is_learned_on_the_version_with_sums(backfilled, method, monkeypatch):
     line = backfilled
     assert learn_fourth(line, method, monkeypatch) == ["finetune fourth", "evaluate fourth"]
@@ -202,6 +202,7 @@ def test_the_next_stage_is_learned_on_the_version_with_sums(backfilled, method, 
     assert set(answer(line, "show", "5")["method"]["sums"]) == set(key["sums"])
 
 
+@pytest.mark.chaos
 def test_without_a_backfill_sums_begin_with_the_stage(line, monkeypatch):
     learn_fourth(line, "combined", monkeypatch)
     key = read_json(line.root / "models" / "fourth" / "key.json")
