@@ -46,6 +46,7 @@ COMMANDS = {
     "show": ("show", "{newest}"),
     "lineage": ("lineage", "{newest}"),
     "audit": ("audit",),
+    "audit --resume": ("audit", "--resume"),
     "promote --dry-run": ("promote", "{newest}", "--by", "A", "--why", "a benchmark", "--dry-run"),
 }
 _TIMES = 3

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from canal.cli import app
 from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.ledger import Draft
 from canal.registry.promotion.moves import ledger_of
@@ -106,6 +109,52 @@ def test_a_flipped_byte_in_an_ancestor_is_the_ancestors_fault(project, newest):
                 said = found(project, [newest])
             assert said
             assert all(one.startswith(f"{subject}: {name} has") for one in said), said
+
+
+def resumed(project):
+    return audit(project.store, project.layout, project.config, depth="changed")
+
+
+def test_an_audit_that_resumes_reads_what_changed_and_names_the_rest(project, newest):
+    """A byte that was flipped is found whatever is done to the time of its file."""
+    notes = project.layout.private / "audited.json"
+    notes.unlink(missing_ok=True)
+    assert resumed(project).counts["versions not read again"] == 0
+    again = resumed(project)
+    assert (again.findings, again.versions) == ((), ())
+    assert again.counts["versions not read again"] == 3
+    (told,) = [str(one) for one in again.notes if one.check == "resume"]
+    assert "versions 1-2 and canal-backbone 1 were not read again" in told
+    path = project.store.local_artifacts(newest) / "model" / "labels.json"
+    seen, content = path.stat(), path.read_bytes()
+    path.write_bytes(flipped(content))
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    try:
+        for _ in range(2):  # a version with a finding is read each time
+            report = resumed(project)
+            assert report.versions == ("version 2",)
+            assert any("model/labels.json" in str(one) for one in report.findings)
+    finally:
+        path.write_bytes(content)
+    assert resumed(project).versions == ("version 2",)
+    assert resumed(project).versions == ()
+
+
+@pytest.mark.parametrize("notes", ["", "{}", '{"format": 1, "versions": 3}', "[" * 9999])
+def test_notes_that_cannot_be_read_or_are_of_other_parameters_count_for_nothing(project, notes):
+    path = project.layout.private / "audited.json"
+    path.write_text(notes)
+    assert len(resumed(project).versions) == 3
+    assert resumed(project).versions == ()
+    with changed(project.layout.params, project.layout.params.read_bytes() + b"\n"):
+        assert len(resumed(project).versions) == 3
+
+
+def test_an_audit_that_resumes_is_of_all_versions(shared):
+    for words in (["2", "--resume"], ["--resume", "--recompute"]):
+        refused = CliRunner().invoke(app, ["audit", *words, "--root", str(shared.root)])
+        assert refused.exit_code == 2
+        assert "--resume is an audit of every version" in refused.output
 
 
 def test_files_cut_lost_added_and_swapped_are_found(project, newest):

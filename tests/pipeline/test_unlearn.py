@@ -123,7 +123,7 @@ def test_single_cells_leave_by_the_prepared_file_and_not_without_it(line):
     again = Project.open(line.root)
     sums, _ = sums_of(again, made.versions["third"]["after"])
     assert sums.stages["second"].digest == add_up_stage(again, "second", sums.basis)[0].digest
-    assert audit_project(again, recompute=True).findings == ()
+    assert audit_project(again, depth="recomputed").findings == ()
 
 
 @pytest.mark.chaos
@@ -139,7 +139,7 @@ def test_more_cells_leave_later_from_a_file_that_was_prepared_without_the_first(
     sums, _ = sums_of(again, made.versions["third"]["after"])
     assert sums.stages["second"].digest == add_up_stage(again, "second", sums.basis)[0].digest
     assert not {*first, *later} & set(read_split(again.layout.split("second"))["cell_id"])
-    assert audit_project(again, recompute=True).findings == ()
+    assert audit_project(again, depth="recomputed").findings == ()
 
 
 def test_steps_that_dvc_yaml_has_no_longer_are_passed_over(learned, tmp_path):
@@ -393,7 +393,7 @@ def test_what_remains_can_leave_in_turn(line):
     assert again.learned("second").branch == 3
     sums, folder = sums_of(again, made.versions["third"]["after"])
     assert sums.stages["second"].digest == add_up_stage(again, "second", sums.basis)[0].digest
-    assert audit_project(again, recompute=True).findings == ()
+    assert audit_project(again, depth="recomputed").findings == ()
 
 
 def test_an_audit_finds_that_other_cells_left_than_the_key_says(line, monkeypatch):

@@ -120,7 +120,7 @@ def test_sums_begin_where_cells_are_and_what_they_lack_is_named(line):
     assert "no sums of first: the cells are gone" in said
     assert "types that only the network knows: NK" in said
     assert answer(line, "show", "4")["method"]["lacking"] == ["NK"]
-    found = audit_project(line.project(), recompute=True).findings
+    found = audit_project(line.project(), depth="recomputed").findings
     assert {one.check for one in found} <= {"dvc"}  # this project has no DVC
     shown = line.canal("show", "4")
     assert "NK: only the network knows" in shown
@@ -197,7 +197,7 @@ def test_the_next_stage_is_learned_on_the_version_with_sums(backfilled, method, 
     key = read_json(line.root / "models" / "fourth" / "key.json")
     assert key["parent"] == line.keys()["4"]
     assert set(key["sums"]) == {"first", "second", "third", "fourth"}
-    found = audit_project(line.project(), recompute=True).findings
+    found = audit_project(line.project(), depth="recomputed").findings
     assert {one.check for one in found} <= {"dvc"}  # its steps ran without DVC
     assert set(answer(line, "show", "5")["method"]["sums"]) == set(key["sums"])
 
@@ -209,7 +209,7 @@ def test_without_a_backfill_sums_begin_with_the_stage(line, monkeypatch):
     assert set(key["sums"]) == {"fourth"}
     assert key["parent"] == line.keys()["3"]
     assert answer(line, "show", "4")["method"]["lacking"] == ["NK", "T", "Mono", "DC"]
-    found = audit_project(line.project(), recompute=True).findings
+    found = audit_project(line.project(), depth="recomputed").findings
     assert {one.check for one in found} <= {"dvc"}  # its steps ran without DVC
 
 

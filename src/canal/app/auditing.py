@@ -41,7 +41,7 @@ from canal.registry.versions.history import learned_request, restore_model, veri
 
 
 def audit_project(
-    project: Project, wanted: str | None = None, keyring: Path | None = None, recompute: bool = False
+    project: Project, wanted: str | None = None, keyring: Path | None = None, depth: Depth = "opened"
 ) -> Report:
     """Audit every version, or the version that a number or alias names.
 
@@ -52,8 +52,9 @@ def audit_project(
         Number or alias.
     keyring : Path, optional
         The trusted keys: a ledger entry that is not signed by a key allowed to sign it is a finding.
-    recompute : bool
-        Whether to recompute sums from the prepared cells, where those still exist.
+    depth : str
+        How far it goes: ``changed`` passes over versions that an audit found nothing in and whose files did
+        not change; ``recomputed`` recomputes sums from the prepared cells, where those still exist.
 
     Raises
     ------
@@ -62,7 +63,6 @@ def audit_project(
     """
     trusted = None if keyring is None else read_keyring(keyring)
     versions = None if wanted is None else [project.store.version(wanted)]
-    depth: Depth = "recomputed" if recompute else "opened"
     return audit(project.store, project.layout, project.config, versions, depth, trusted)
 
 

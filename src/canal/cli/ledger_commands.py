@@ -1,7 +1,7 @@
 """Commands about provenance: ledger, keys, audit, schema, and export and import of a version's bundle."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def add_to(to: typer.Typer) -> None:
     """Add this module's commands, and the groups `ledger` and `keys`, to the command line."""
-    to.command(epilog=examples("canal audit champion --json", "canal audit 3 --reproduce"))(audit)
+    to.command(
+        epilog=examples("canal audit champion --json", "canal audit --resume", "canal audit 3 --reproduce")
+    )(audit)
     to.command(
         epilog=examples(
             "canal schema versions", "canal schema stage add", "canal schema record | jq .required"
@@ -249,6 +251,13 @@ def audit(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Recompute each stage's sums, where its cells are available.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Pass over versions whose files did not change since an audit found nothing in them.",
+        ),
+    ] = False,
     require_signed: Annotated[
         Path | None,
         typer.Option(
@@ -266,7 +275,11 @@ def audit(
     project = open_project(root)
     if reproduce and version is None:
         raise typer.BadParameter("--reproduce needs the number or alias of one version")
-    report = app.auditing.audit_project(project, None if everything else version, require_signed, recompute)
+    if resume and (recompute or version is not None):
+        raise typer.BadParameter("--resume is an audit of every version: leave VERSION and --recompute out")
+    depth: Literal["recomputed", "changed", "opened"]
+    depth = "recomputed" if recompute else "changed" if resume else "opened"
+    report = app.auditing.audit_project(project, None if everything else version, require_signed, depth)
     document = report.to_json()
     if not as_json:
         show_result(audit_report(document), as_json=False)

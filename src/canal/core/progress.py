@@ -62,6 +62,17 @@ def count(n: int, noun: str = "cell") -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def ranges(numbers: Sequence[int]) -> str:
+    """Return whole numbers in order, such as "1-4, 7"."""
+    runs: list[list[int]] = []
+    for number in sorted({*numbers}):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
 def first_names(names: Sequence[str], most: int = 3) -> str:
     """Return the first names of a list, and how many more there are, such as "a, b, c and 4 more"."""
     return f"{', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''}"

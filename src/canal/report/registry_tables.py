@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from canal.core.progress import count, p_value, percent, points, span
+from canal.core.progress import count, p_value, percent, points, ranges, span
 from canal.registry.ledger.rulings import TOO_FEW, in_percent, overridden_failures
 from canal.report.listing import Column, Listing, figures, named, text
 
@@ -157,7 +157,8 @@ def audit_report(document: Document) -> Group:
     looked = ", ".join(f"{name} {number:,}" for name, number in document["counts"].items() if number)
     n = len(findings)
     failed = "the check above does not hold" if n == 1 else f"the {n:,} checks above do not hold"
-    message = failed if findings else "everything holds"
+    holds = "what was read holds" if document["counts"].get("versions not read again") else "everything holds"
+    message = failed if findings else holds
     if not looked and not findings:
         looked = "nothing is registered yet: `canal run` learns and registers"
     message += f" ({looked}; {span(document['seconds'])})" if looked else f" ({span(document['seconds'])})"
@@ -229,11 +230,27 @@ def rebuilt_table(view: Document) -> Group:
 
 def _table(title: str, rows: Sequence[Document]) -> Listing:
     found = Listing(title, (Column("where"), Column("check", style="dim"), Column("what", "prose")))
+    alike: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        found.add(row["subject"], row["check"], row["what"])
+        alike.setdefault((row["check"], row["what"]), []).append(row["subject"])
+    for (check, what), subjects in alike.items():
+        found.add(", ".join(_together(subjects)), check, what)
     return found
 
 
+def _together(subjects: Sequence[str]) -> Iterator[str]:
+    """Yield subjects, those that are versions as one, such as "versions 1-46"."""
+    numbers = [int(one.removeprefix(_VERSION)) for one in subjects if _is_version(one)]
+    if len(numbers) > 1:
+        yield f"versions {ranges(numbers)}"
+    yield from (one for one in subjects if len(numbers) < 2 or not _is_version(one))
+
+
+def _is_version(subject: str) -> bool:
+    return subject.startswith(_VERSION) and subject.removeprefix(_VERSION).isdecimal()
+
+
+_VERSION = "version "
 _LONGEST = 60
 _SHOWN = 8
 _STYLES = {True: "green", False: "red"}

@@ -28,6 +28,7 @@ from canal.registry.audit.ledger_entries import (
 )
 from canal.registry.audit.merged import check_merged
 from canal.registry.audit.opening import Opening
+from canal.registry.audit.resuming import EarlierAudits
 from canal.registry.audit.shown_runs import CheckedVersion, check_runs
 from canal.registry.audit.shown_versions import check_others, check_shown, expected_page
 from canal.registry.audit.version_files import (
@@ -95,9 +96,10 @@ class Report:
         }
 
 
-Depth = Literal["files", "opened", "recomputed"]
-"""How far an audit goes: files, ledger and pages; a child process opens each version, too (by default); the
-sums of each stage whose cells still exist are computed again, too."""
+Depth = Literal["files", "changed", "opened", "recomputed"]
+"""How far an audit goes: files, ledger and pages; a child process opens each version, too (by default), or
+each that has changed since an audit found nothing in it; the sums of each stage whose cells still exist are
+computed again, too."""
 
 
 def audit(
@@ -120,7 +122,11 @@ def audit(
             shown = read_shown(store)
         check_others(shown, snapshot, store, log)
         reader = VersionReader(store, snapshot.ready, snapshot.records, log, fetch)
-        wanted = snapshot.ready if versions is None else list(versions)
+        every = snapshot.ready if versions is None else list(versions)
+        earlier = EarlierAudits(store, layout, every)
+        unchanged = earlier.unchanged(every) if depth == "changed" else []
+        earlier.tell(unchanged, log)
+        wanted = [one for one in every if one not in unchanged]
         chains, checked = [], []
         for version in each(wanted, lambda one: f"checking version {one.number} ({one.stage})"):
             if version.erased and (member := reader.member(version)) is not None:
@@ -137,8 +143,8 @@ def audit(
                     CheckedVersion(chain[-1], record, page, entry is not None and entry.kind == "register")
                 )
         opening = Opening([] if depth == "files" else [chain[-1] for chain in chains]).start()
-        check_runs(shown, checked, versions is None, log)
-        check_promotions(snapshot.entries, wanted, reader, log)
+        check_runs(shown, checked, versions is None and not unchanged, log)
+        check_promotions(snapshot.entries, every, reader, log)
         _check_chains(chains, layout, depth == "recomputed", log)
 
         def all_members() -> Iterator[RegisteredVersion]:
@@ -151,7 +157,9 @@ def audit(
         check_workspace(layout, config, _stages(chains, config, everything=versions is None), log)
         with doing("opening each version as MLflow does"):
             opening.report(log)
-    log.counts["versions"] = len(wanted)
+    if depth != "files":
+        earlier.keep(wanted, unchanged, log)
+    log.counts["versions"], log.counts["versions not read again"] = len(wanted), len(unchanged)
     return Report(
         findings=tuple(log.findings),
         notes=tuple(log.notes),
