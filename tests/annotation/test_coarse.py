@@ -1,6 +1,7 @@
 """Coarse types: masses and depths by hand on a small graph, what holds for any, and files with them."""
 
 import json
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -10,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from canal.annotation.annotate import annotate_adata, annotate_h5ad
+from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
 from canal.annotation.coarse import NONE, Hierarchy, about_ontology
-from canal.annotation.options import Options
+from canal.annotation.options import Callbacks, Options
+from canal.annotation.partitions import collect, label_partitions, shared_plan
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
 from canal.data.cell_ontology import ROOT, TABLE, Ontology
+from canal.io.arrays import listed
 from tests.support.cells import gene_names, make_adata, write_adata
 
 COLUMNS = ["canal_coarse_type", "canal_coarse_confidence", "canal_coarse_type_ontology_term_id"]
@@ -231,6 +234,13 @@ def test_ids_that_the_version_knows_come_before_names(unsure, adata):
     assert names & {"leukocyte", "mononuclear leukocyte"}
 
 
+def test_types_that_are_no_term_are_told(unsure, adata):
+    for ids, alone in (({}, ["NK"]), ({"T": "CL:9999999"}, ["NK", "T"]), ({"NK": "CL:0000623"}, None)):
+        record = annotate_adata(unsure.with_ontology(ids), adata, Options(coarse=0.7)).attrs["canal"]
+        told = [text for text in record["warnings"] if "--coarse" in text]
+        assert told == [] if alone is None else f"has no term for {listed(alone)}: these" in told[0]
+
+
 def test_labels_of_another_key_have_coarse_types_of_their_own(unsure, adata):
     table = annotate_adata(unsure, adata, Options(coarse=0.7, key_added="mine"))
     assert {"mine_coarse_type", "mine_coarse_confidence", "mine_coarse_type_ontology_term_id"} <= set(table)
@@ -241,6 +251,38 @@ def test_labels_without_coarse_types_take_away_those_of_before(unsure, adata, tm
     annotate_h5ad(unsure, source, one, Options(coarse=0.7))
     annotate_h5ad(unsure, one, two)
     assert not set(COLUMNS) & set(anndata.read_h5ad(two).obs)
+
+
+def test_partitions_have_the_coarse_types_of_the_file(unsure, adata, tmp_path):
+    source, options = write_adata(adata, tmp_path / "in.h5ad"), Options(coarse=0.7)
+    plan = shared_plan(unsure, [source], tmp_path / "out", options, 20, {"root": None})
+    assert sum(label_partitions(plan, plan.partitions, unsure, options)) == 55
+    (made,) = collect(
+        plan, unsure, options, {str(source.resolve()): {"time": "2026-01-01T00:00:00.000+00:00"}}
+    )
+    table = pd.concat(pd.read_parquet(plan.folder / one.file) for one in plan.partitions)
+    alone = label_h5ad(unsure, source, options)
+    for name in COLUMNS:
+        assert table[name].tolist() == alone[name].tolist()
+    counts = alone[COLUMNS[0]].value_counts().to_dict()
+    assert made["summary"]["coarse_types"] == made["record"]["coarse_types"] == counts
+
+
+def test_an_interrupted_run_goes_on_with_the_same_bound_alone(unsure, adata, tmp_path):
+    source, target = write_adata(adata, tmp_path / "in.h5ad"), tmp_path / "out.csv"
+
+    def interrupt(done, n_cells):
+        if done >= 20:
+            raise KeyboardInterrupt
+
+    options = Options(coarse=0.7, chunk_cells=10)
+    with pytest.raises(KeyboardInterrupt):
+        annotate_h5ad(unsure, source, target, options, Callbacks(on_cells=interrupt))
+    with pytest.raises(DataError, match="another input, model or options"):
+        annotate_h5ad(unsure, source, target, replace(options, coarse=0.8, resume=True))
+    annotate_h5ad(unsure, source, target, replace(options, resume=True))
+    written, alone = pd.read_csv(target, index_col=0), label_h5ad(unsure, source, options)
+    assert written[COLUMNS[0]].tolist() == alone[COLUMNS[0]].tolist()
 
 
 @pytest.mark.parametrize("bound", [0.5, 0, 1.1, True, "0.9"])

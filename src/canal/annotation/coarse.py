@@ -30,6 +30,7 @@ from canal.annotation.columns import (
 )
 from canal.core.digests import file_digest
 from canal.data.cell_ontology import RELEASE, ROOT, TABLE, Ontology, cell_ontology
+from canal.io.arrays import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,10 +142,11 @@ class Hierarchy:
             probabilities ``(n_cells,)``, of no node that of the likeliest node.
         """
         masses = self.masses(probabilities)
-        rank = np.where(masses >= np.float32(bound), self.depth + 0.5 * masses, 0.5 * masses - 1)
-        best = rank.argmax(axis=1)
+        sure = masses >= np.float32(bound)
+        # A mass decides between nodes as deep as each other, and where none is sure.
+        best = (np.where(sure, self.depth, -1) + 0.5 * masses).argmax(axis=1)
         mass: np.ndarray = masses[np.arange(len(best)), best]
-        return np.where(mass >= np.float32(bound), best, NONE), mass
+        return np.where(sure.any(axis=1), best, NONE), mass
 
 
 @lru_cache(maxsize=8)
@@ -194,8 +196,21 @@ def with_coarse(
         (COARSE_CONFIDENCE, pd.Series(mass)),
         (COARSE_TYPE, categorical((*hierarchy.names, UNASSIGNED), node)),
     ):
-        result.insert(after, name, values.set_axis(table.index))
+        result.insert(after, name, values)
     return result
+
+
+def unplaced_warning(labels: Sequence[str], ids: Mapping[str, str]) -> str:
+    """Return a warning that names a model's types that are no term of the Cell Ontology, else ``""``."""
+    own = zip(labels, hierarchy_of(labels, ids).ids, strict=False)  # types are the first nodes
+    alone = [name for name, term in own if not cell_ontology().lineage(term)]
+    if not alone:
+        return ""
+    return (
+        f"--coarse: canal's table of the Cell Ontology has no term for {listed(alone)}: these types have no "
+        "coarse type but themselves; a version knows the ids that its sources declare (sources.NAME.ontology "
+        "of params.yaml)"
+    )
 
 
 def about_ontology() -> dict[str, str]:

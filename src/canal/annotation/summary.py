@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.annotation import drift
+from canal.annotation.coarse import unplaced_warning
 from canal.annotation.columns import (
     CELL_TYPE,
     COARSE_TYPE,
@@ -133,6 +134,7 @@ def summarise(
         for text in (
             lost_weight_warning(lost) if lost else "",
             mouse_warning(reading.renamed),
+            unplaced_warning(annotator.labels, annotator.ontology) if options.coarse is not None else "",
             ambiguity_warning(reading.renamed),
             shift_warning(study, ordered.get(UNASSIGNED, 0) / max(1, len(table))),
         )
