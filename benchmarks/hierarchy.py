@@ -86,7 +86,7 @@ class Asked:
     right: np.ndarray
     known: np.ndarray
     novel: np.ndarray
-    coarse: Mapping[float, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    coarse: Mapping[float, tuple[np.ndarray, ...]]
 
     @classmethod
     def of(cls, annotator: ExactAnnotator, cells: StageCells) -> Asked:
@@ -113,17 +113,16 @@ class Asked:
         """Return the cells of several studies as one."""
         own = [np.concatenate([getattr(one, name) for one in parts]) for name in _OWN]
         coarse = {
-            bound: tuple(
-                np.concatenate(values) for values in zip(*(p.coarse[bound] for p in parts), strict=True)
-            )
+            bound: tuple(map(np.concatenate, zip(*(one.coarse[bound] for one in parts), strict=True)))
             for bound in BOUNDS
         }
-        return cls(*own, coarse)  # type: ignore[arg-type]  # three arrays each
+        return cls(*own, coarse)
 
     def among(self, cells: np.ndarray) -> Asked:
         """Return some of the cells."""
         own = [getattr(self, name)[cells] for name in _OWN]
-        return Asked(*own, {bound: tuple(v[cells] for v in one) for bound, one in self.coarse.items()})  # type: ignore[misc]
+        coarse = {bound: tuple(values[cells] for values in one) for bound, one in self.coarse.items()}
+        return Asked(*own, coarse)
 
 
 _OWN = ("sure", "right", "known", "novel")
@@ -248,7 +247,7 @@ def names_table(title: str, found: Found) -> Table:
                 setting,
                 f"{bound:g}",
                 *(share(figures, key) for key in keys),
-                f"{average(figures, 'open'):.1f}",
+                "-" if np.isnan(opened := average(figures, "open")) else f"{opened:.1f}",
                 share(figures, "wrong, coarse"),
                 share(figures, "wrong, cut"),
                 interval(differences(*pairs, "x")),
