@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := true
 # Where it is set, each of the hundred processes of a run compiles canal anew: a quarter of a short command.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint bound bench-registry bench-exact-sums bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-continual bench-exact-scale bench-exact-strange bench-installed chaos fuzz coverage docs reference release browser bench-silences bench-page bench-board help
+.PHONY: run test lint bound bench-registry bench-exact-sums bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-continual bench-exact-scale bench-exact-strange bench-hierarchy bench-installed chaos fuzz coverage docs reference release browser bench-silences bench-page bench-board help
 
 run:  ## install what is missing, then `canal run`: learn, register, show it, say what to commit
 	@tools/setup.sh run
@@ -79,6 +79,10 @@ bench-before:  ## canal annotate beside an earlier revision, by turns (ARGS="b42
 bench-exact-strange:  ## known cells that the sums call Unassigned: new studies, genes gone, shallow cells (ARGS="--data FOLDER")
 	@tools/setup.sh run
 	@python benchmarks/exact_strange.py $(ARGS)
+
+bench-hierarchy:  ## coarse types by the Cell Ontology beside leaving unsure cells without a name, by sums (DATA=FOLDER: immune, pancreas and first, too)
+	@tools/setup.sh run
+	@python benchmarks/hierarchy.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 bench-combined:  ## network, sums and both on the test cells of finished projects (ARGS="--root . /tmp/immune")
 	@tools/setup.sh run

@@ -223,6 +223,24 @@ def test_unassigned_cells_are_told_by_reason():
     assert unknown not in rendered(annotation_table(document | {"study": study}), width=200)
 
 
+def test_coarse_types_are_counted_the_first_eight():
+    document = {
+        "n_cells": 10,
+        "cell_types": {"B": 4, "Unassigned": 6},
+        "values": "counts",
+        "values_detected": True,
+        "genes": {"found": 20, "panel": 20},
+        "warnings": [],
+    }
+    assert "coarse types" not in rendered(annotation_table(document))
+    coarse = {"B": 4, "lymphocyte": 3, "Unassigned": 3}
+    told = rendered(annotation_table(document | {"coarse_types": coarse}), width=200)
+    assert "coarse types: B 4, lymphocyte 3, Unassigned 3\n" in told
+    many = {f"type {n}": 1 for n in range(10)}
+    told = rendered(annotation_table(document | {"coarse_types": many}), width=200)
+    assert "type 7 1, ...\n" in told
+
+
 def test_a_rule_that_had_too_few_cells_is_not_called_overridden():
     made = {"time": "2026-01-01", "who": "A. Person", "why": "reviewed", "entry": 4, "kind": "promote"}
     few = ["retention:first/B"]

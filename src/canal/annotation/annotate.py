@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.annotation.clusters import ComputeOptions, add_vote, clusters_of_adata, clusters_of_file, computing
+from canal.annotation.coarse import about_ontology, hierarchy_of, with_coarse
 from canal.annotation.columns import (
     KEY,
     columns_of,
@@ -256,6 +257,9 @@ def label_block(
         answer = restricted.predict(block.expression)
     likeness.add(answer)
     frame = columns_of(answer, block.empty, annotator.labels, options.probabilities, latent)
+    if options.coarse is not None:
+        hierarchy = hierarchy_of(annotator.labels, annotator.ontology)
+        frame = with_coarse(frame, answer.probabilities, hierarchy, options.coarse, options.max_novelty)
     return with_limits(frame, options.max_novelty, options.min_confidence)
 
 
@@ -286,6 +290,7 @@ def make_annotation_record(
             "options": decisive_options(options),
             **summary.to_json(),
             "distributions": dict(summary.distributions),
+            **({"cell_ontology": about_ontology()} if options.coarse is not None else {}),
             **({"labelled": name} if name else {}),
             **({"vote": options.vote} if options.vote else {}),
             **({"min_share": options.min_share} if options.min_share is not None else {}),
@@ -308,7 +313,7 @@ def decisive_options(options: Options) -> dict[str, Any]:
         **({"key_added": options.key_added} if options.key_added != KEY else {}),
         **{
             name: float(limit)
-            for name in ("max_novelty", "min_confidence")
+            for name in ("max_novelty", "min_confidence", "coarse")
             if (limit := getattr(options, name)) is not None
         },
         **options.naming.to_json(),

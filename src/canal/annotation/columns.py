@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,10 @@ NOVELTY, IS_NOVEL = "canal_novelty", "canal_is_novel"
 LOW_QUALITY = "canal_low_quality"
 BY_NETWORK = "canal_by_network"
 """With ``--effort fast``: whether the network labelled the cell because the sums were unsure."""
+
+COARSE_TYPE, COARSE_CONFIDENCE = "canal_coarse_type", "canal_coarse_confidence"
+COARSE_ID = "canal_coarse_type_ontology_term_id"
+"""With ``--coarse``: see `canal.annotation.coarse`."""
 
 UNASSIGNED = "Unassigned"
 MIXED = "Mixed"
@@ -57,10 +61,13 @@ _OWN = (
     IS_NOVEL,
     LOW_QUALITY,
     BY_NETWORK,
+    COARSE_TYPE,
+    COARSE_CONFIDENCE,
+    COARSE_ID,
     VOTE,
     SHARE,
 )
-_NAMES = (CELL_TYPE, BEST_TYPE, RUNNER_UP)
+_NAMES = (CELL_TYPE, BEST_TYPE, RUNNER_UP, COARSE_TYPE, COARSE_ID)
 _MISSING = -1
 """The code of a missing category in pandas; as an index in numpy, the last element."""
 
@@ -134,7 +141,7 @@ def columns_of(
     """
     import pandas as pd
 
-    categories, code = _categories(tuple(labels))
+    categories, code = _categories((*labels, UNASSIGNED))
     best = np.array([code[name] for name in answer.labels], dtype=np.int64)
     second, margin = _runner_up(answer.probabilities, answer.logits, labels)
     names = np.array([*(code[name] for name in labels), _MISSING])
@@ -169,7 +176,7 @@ def with_limits(table: pd.DataFrame, max_novelty: float | None, min_confidence: 
 
     ``canal_is_novel`` stays the version's own verdict, so that it can be told who called a cell Unassigned.
     """
-    beyond = _beyond(table, NOVELTY, max_novelty) | _beyond(table, CONFIDENCE, min_confidence)
+    beyond = beyond_limit(table, NOVELTY, max_novelty) | beyond_limit(table, CONFIDENCE, min_confidence)
     if not beyond.any():
         return table
     result = table.copy(deep=False)
@@ -184,15 +191,15 @@ def reasons(table: pd.DataFrame, max_novelty: float | None, min_confidence: floa
     for name, holds in (
         ("low_quality", table[LOW_QUALITY].to_numpy(dtype=bool)),
         ("is_novel", table[IS_NOVEL].to_numpy(dtype=bool)),
-        ("max_novelty", _beyond(table, NOVELTY, max_novelty)),
-        ("min_confidence", _beyond(table, CONFIDENCE, min_confidence)),
+        ("max_novelty", beyond_limit(table, NOVELTY, max_novelty)),
+        ("min_confidence", beyond_limit(table, CONFIDENCE, min_confidence)),
     ):
         counts[name] = int((left & holds).sum())
         left &= ~holds
     return counts
 
 
-def _beyond(table: pd.DataFrame, column: str, limit: float | None) -> np.ndarray:
+def beyond_limit(table: pd.DataFrame, column: str, limit: float | None) -> np.ndarray:
     """Return which cells are above the most novelty, or below the least confidence, bool ``(n_cells,)``.
 
     The limit is rounded as the column is, so that what the file holds gives the same verdict.
@@ -212,7 +219,7 @@ def join_blocks(frames: Sequence[pd.DataFrame], ontology: Mapping[str, str]) -> 
     import pandas as pd
 
     table = pd.concat(frames, ignore_index=True)
-    for name in _NAMES:
+    for name in [name for name in _NAMES if name in table]:
         table[name] = table[name].astype("category").cat.remove_unused_categories()
     if ontology:
         types = table[CELL_TYPE].cat
@@ -283,10 +290,19 @@ def _runner_up(
     return second, probabilities[rows, best] - probabilities[rows, second]
 
 
-@lru_cache(maxsize=8)
-def _categories(labels: tuple[str, ...]) -> tuple[pd.CategoricalDtype, dict[str, int]]:
-    """Return the categorical dtype of a model's types, the same object for each block, and codes by name."""
+def categorical(values: Sequence[str], at: np.ndarray) -> pd.Series[Any]:
+    """Return the values at positions ``(n_cells,)``; values that are alike are one category."""
     import pandas as pd
 
-    names = sorted({*labels, UNASSIGNED})
+    categories, code = _categories(tuple(values))
+    codes = np.array([code[one] for one in values])
+    return pd.Series(pd.Categorical.from_codes(codes[at], dtype=categories))
+
+
+@lru_cache(maxsize=16)
+def _categories(values: tuple[str, ...]) -> tuple[pd.CategoricalDtype, dict[str, int]]:
+    """Return the categorical dtype of values, the same object for each block of cells, and their codes."""
+    import pandas as pd
+
+    names = sorted(set(values))
     return pd.CategoricalDtype(names), {name: i for i, name in enumerate(names)}

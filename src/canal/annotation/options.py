@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, get_args
 
+from canal.annotation.coarse import LEAST_BOUND
 from canal.annotation.columns import KEY, check_choice, check_key
 from canal.annotation.naming import Naming
 from canal.annotation.query_units import UNITS_OPTIONS
@@ -48,7 +49,7 @@ class Options:
     ------
     DataError
         If a value is none of an option's choices or of another type, a limit is not in 0...1, a key is no
-        plain name, or ``min_share`` is given without ``vote``.
+        plain name, ``min_share`` is given without ``vote``, or ``coarse`` is not above 0.5.
 
     Attributes
     ----------
@@ -83,6 +84,9 @@ class Options:
     max_novelty, min_confidence : float or None
         A cell above this novelty, or below this confidence, 0...1, is "Unassigned", too: they add to the
         version's own rule and never replace it.
+    coarse : float or None
+        The probability that a coarse type must have, above 0.5, such as 0.9: columns with the closest kind of
+        cell that is so sure are written, too; see `canal.annotation.coarse`.
     vote : str or None
         Clusters whose majority is written beside each cell's own label: a column of obs, ``louvain`` or
         ``leiden``; see `canal.annotation.clusters`.
@@ -116,6 +120,7 @@ class Options:
     key_added: str = KEY
     max_novelty: float | None = None
     min_confidence: float | None = None
+    coarse: float | None = None
     vote: str | None = None
     min_share: float | None = None
     resume: bool = False
@@ -133,6 +138,11 @@ class Options:
             fits, words = _KINDS.get(str(one.type), (lambda _: True, ""))
             if not fits(value := getattr(self, one.name)):
                 raise DataError(f"--{one.name.replace('_', '-')}: expected {words}, found {value!r}")
+        if self.coarse is not None and not self.coarse > LEAST_BOUND:
+            raise DataError(
+                f"--coarse: expected a probability above {LEAST_BOUND:g}, such as 0.9, found "
+                f"{self.coarse!r}: a lower one is reached by types that exclude each other"
+            )
         if self.min_share is not None and self.vote is None:
             raise DataError("--min-share is a share of a cluster: name the clusters with --vote, too")
 

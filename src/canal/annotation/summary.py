@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.annotation import drift
+from canal.annotation.coarse import unplaced_warning
 from canal.annotation.columns import (
     CELL_TYPE,
+    COARSE_TYPE,
     CONFIDENCE,
     LOW_QUALITY,
     NOVELTY,
@@ -65,6 +67,8 @@ class Summary:
     unassigned_by : dict
         With limits of novelty or confidence: the "Unassigned" cells by reason, a cell by the first of
         ``low_quality``, ``is_novel``, ``max_novelty`` and ``min_confidence``.
+    coarse : dict
+        With coarse types: cells of each, "Unassigned" included, most frequent first.
     """
 
     n_cells: int
@@ -78,6 +82,7 @@ class Summary:
     study: Mapping[str, Any] = field(default_factory=dict)
     unassigned_by: Mapping[str, int] = field(default_factory=dict)
     distributions: Mapping[str, Any] = field(default_factory=dict)
+    coarse: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def unassigned(self) -> int:
@@ -98,6 +103,7 @@ class Summary:
             "warnings": list(self.warnings),
             **({"study": dict(self.study)} if self.study else {}),
             **({"unassigned_by": dict(self.unassigned_by)} if self.unassigned_by else {}),
+            **({"coarse_types": dict(self.coarse)} if self.coarse else {}),
         }
 
 
@@ -120,9 +126,7 @@ def summarise(
         What was counted block by block: the documents of `Likeness.to_json` and of `Depth.to_json`.
     """
     study, depth = blocks
-    types = table[CELL_TYPE].cat
-    counts = dict(zip(types.categories, np.bincount(types.codes).tolist(), strict=True))
-    ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    ordered = _counts(table[CELL_TYPE])
     coverage, warnings = reading.coverage, list(reading.warnings)
     lost = lost_weight(annotator, coverage.missing) if coverage.warning else {}
     warnings += [
@@ -130,6 +134,7 @@ def summarise(
         for text in (
             lost_weight_warning(lost) if lost else "",
             mouse_warning(reading.renamed),
+            unplaced_warning(annotator.labels, annotator.ontology) if options.coarse is not None else "",
             ambiguity_warning(reading.renamed),
             shift_warning(study, ordered.get(UNASSIGNED, 0) / max(1, len(table))),
         )
@@ -158,7 +163,15 @@ def summarise(
             **({drift.NOVELTY: drift.histogram(table[NOVELTY].to_numpy())} if has_novelty else {}),
             **depth,
         },
+        _counts(table[COARSE_TYPE]) if options.coarse is not None else {},
     )
+
+
+def _counts(names: pd.Series[Any]) -> dict[str, int]:
+    """Return the number of cells of each category, most frequent first."""
+    types = names.cat
+    counts = dict(zip(types.categories, np.bincount(types.codes).tolist(), strict=True))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 # What to expect of labels: cells of known types left Unassigned, and types that lose most with missing genes.

@@ -76,6 +76,10 @@ def annotate(
     min_confidence: Annotated[
         float | None, typer.Option(metavar="X", help="Cells of lower confidence are Unassigned, too.")
     ] = None,
+    coarse: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Name, too, the closest kind of cell so probable, such as 0.9."),
+    ] = None,
     vote: Annotated[
         str | None,
         typer.Option(metavar="COLUMN", help="Majority vote by clusters: a column of obs, louvain or leiden."),
@@ -138,6 +142,7 @@ def annotate(
         key_added=key_added,
         max_novelty=max_novelty,
         min_confidence=min_confidence,
+        coarse=coarse,
         vote=vote,
         min_share=min_share,
         resume=resume,

@@ -132,6 +132,9 @@ def annotation_table(summary: Mapping[str, Any]) -> Group:
     share = summary["cell_types"].get("Unassigned", 0) / max(1, n_cells)
     study = [text(line, "dim") for line in _study(summary.get("study", {}), share)]
     study = study or [text(_NO_STUDY, "dim")]
+    if coarse := summary.get("coarse_types", {}):
+        most = ", ".join(f"{name} {n:,}" for name, n in list(coarse.items())[:_MOST_COARSE])
+        study.insert(0, text(f"coarse types: {most}{', ...' if len(coarse) > _MOST_COARSE else ''}", "dim"))
     by_reason = summary.get("unassigned_by", {})
     if by_reason:
         shown = ", ".join(f"{n:,} {_REASONS[name]}" for name, n in by_reason.items())
@@ -163,6 +166,7 @@ def partitions_table(parts: Mapping[str, Any]) -> Group:
     return Group(rows, *(text(f"warning: {one}", "yellow") for one in told))
 
 
+_MOST_COARSE = 8
 _REASONS = {
     "low_quality": "express no gene of the model",
     "is_novel": "novel by the version's rule",
