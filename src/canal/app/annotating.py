@@ -81,8 +81,8 @@ def annotate(
     ----------
     adata : AnnData, pandas.DataFrame, MuData, str or Path
         Cells with counts or log-normalised values in X, or in ``options.layer``; or such values as a table of
-        cells by genes; or the path of a file or folder that `canal annotate` reads. Of MuData the modality
-        with expression is labelled, the only one or ``rna``.
+        cells by genes; or path or address of a file or folder that `canal annotate` reads. Of MuData the
+        modality with expression is labelled, the only one or ``rna``.
     model : str or Path, optional
         A file of `canal export`, the name of a model on the shelf (`canal models`), or, in a project, number
         or alias of a version, such as ``"champion"``; see `canal.app.models.find_model`.
@@ -109,7 +109,7 @@ def annotate(
         AnnData to write into, or columns under the key are there that canal did not write.
     """
     cells, options = given_cells(adata, write), options or Options()
-    if write and not isinstance(cells, Path):
+    if write and not isinstance(cells, Path | Address):
         check_free_adata(cells, options.key_added)
     notices: list[str] = []
     found = find_model(model, root, options.effort, notices.append)
@@ -120,7 +120,7 @@ def annotate(
         else:
             LOG.info(notice)
     options = replace(options, model_name=found.provenance, origin={"time": now()})
-    if isinstance(cells, Path):
+    if isinstance(cells, Path | Address):
         with Origin(cells) as input_file:
             return annotate_path(annotator, cells, replace(options, origin=input_file))
     table = annotate_adata(annotator, cells, options)

@@ -19,6 +19,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any, BinaryIO, cast
 
 from canal.core.errors import CanalError, ConfigError, DataError, has_password, shown_address
@@ -34,6 +35,8 @@ _WILDCARDS = re.compile(r"[*?\[]")
 _VAGUE = re.compile(r"\((?:400|403|Bad Request|Forbidden)\) when calling")
 _BLOCK, _BLOCKS = 1 << 22, 32
 """Bytes of a request that reads in place, and how many of these are kept: 128 MiB."""
+_READING = BoundedSemaphore(8)
+"""Digests that are computed at once: each holds 8 MiB, and many inputs have one."""
 
 
 class StoreError(DataError):
@@ -184,7 +187,8 @@ class Address:
             for start in range(0, one.size, 2 * _BLOCK):
                 if given_up():
                     break
-                digest.update(place.read(start, min(start + 2 * _BLOCK, one.size)))
+                with _READING:
+                    digest.update(place.read(start, min(start + 2 * _BLOCK, one.size)))
             found[one.name] = digest.hexdigest()
         return found
 
@@ -232,7 +236,11 @@ class Address:
             try:
                 store.put_file(str(file), self.key, mode=mode)
             except Exception as error:
-                if not only_first or not _knows_no_condition(error):
+                if not only_first:
+                    raise
+                if _says(error, "PreconditionFailed", "ConditionalRequestConflict"):
+                    raise FileExistsError(str(self)) from error
+                if not (_says(error, "NotImplemented") or isinstance(error, TypeError)):
                     raise
                 store.put_file(str(file), self.key)
 
@@ -259,7 +267,7 @@ class Address:
         except (CanalError, FileExistsError):
             raise
         except FileNotFoundError as error:
-            if not any("(NoSuchBucket)" in str(one) for one in causes_of(error)):
+            if not _says(error, "NoSuchBucket"):
                 raise
             raise StoreError(f"{self}: {self._refusal(error)}") from error
         except Exception as error:
@@ -362,6 +370,7 @@ def _stored(name: str, about: dict[str, Any]) -> Stored:
     return Stored(name, int(about["size"]), 0 if time is None else int(time.timestamp()) * 10**9, etag)
 
 
-def _knows_no_condition(error: Exception) -> bool:
-    """Whether a store refused a conditional write because it has none."""
-    return isinstance(error, TypeError) or any("(NotImplemented)" in str(one) for one in causes_of(error))
+def _says(error: BaseException, *codes: str) -> bool:
+    """Whether a store answered with one of these codes."""
+    texts = [str(one) for one in causes_of(error)]
+    return any(f"({code})" in text for code in codes for text in texts)
