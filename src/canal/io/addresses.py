@@ -35,8 +35,10 @@ _WILDCARDS = re.compile(r"[*?\[]")
 _VAGUE = re.compile(r"\((?:400|403|Bad Request|Forbidden)\) when calling")
 _BLOCK, _BLOCKS = 1 << 22, 32
 """Bytes of a request that reads in place, and how many of these are kept: 128 MiB."""
+_SMALL, _AT_ONCE = 1 << 20, 16
+"""Bytes of an object that is fetched whole, as a chunk of zarr is, and how many of these at once."""
 _READING = BoundedSemaphore(8)
-"""Digests that are computed at once: each holds 8 MiB, and many inputs have one."""
+"""Reads for digests at once: each holds up to 16 MiB, and each of many inputs has a thread for its digest."""
 
 
 class StoreError(DataError):
@@ -181,8 +183,17 @@ class Address:
 
     def digests(self, given_up: Callable[[], bool] = lambda: False) -> dict[str, str]:
         """Return the SHA-256 of the object, or of all below it, by name; see `canal.core.digests`."""
-        found = {}
-        for one in self.objects():
+        found, objects = {}, self.objects()
+        small = [one.name for one in objects if one.name and one.size <= _SMALL]
+        for start in range(0, 0 if given_up() else len(small), _AT_ONCE):
+            names = small[start : start + _AT_ONCE]
+            with _READING:
+                contents = self.read_below(names)
+            found |= {
+                name: hashlib.sha256(content).hexdigest()
+                for name, content in zip(names, contents, strict=True)
+            }
+        for one in (one for one in objects if one.name not in found):
             digest, place = hashlib.sha256(), self / one.name if one.name else self
             for start in range(0, one.size, 2 * _BLOCK):
                 if given_up():
