@@ -143,6 +143,11 @@ def annotate_file(
     wherever the model comes from. What lies at an address is copied into the folder of temporary files first;
     an output at an address is made there, and put once it is whole.
     """
+    if options.resume and (away := next((one for one in (source, target) if isinstance(one, Address)), None)):
+        raise DataError(
+            f"--resume goes on with files on a disk, and {away} is none: leave it out, or label into a "
+            "folder (--partition-cells), where what is done is kept"
+        )
     found = find_model(model, root, options.effort, callbacks.notice)
     with ExitStack() as stack:
         if isinstance(source, Address):
@@ -169,11 +174,6 @@ def _annotate_to(
         raise DataError(
             f"{target}: one object is written at once, .parquet, .csv or .h5ad: give such a name, or label "
             "into a folder (--partition-cells)"
-        )
-    if options.resume:
-        raise DataError(
-            f"--resume goes on with a file on a disk, and {target} is none: leave it out, or label into a "
-            "folder (--partition-cells), where what is done is kept"
         )
     if target.is_file() and not options.overwrite:
         raise DataError(f"{target} exists already: remove it, give another output, or use --overwrite")

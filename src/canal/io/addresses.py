@@ -183,7 +183,8 @@ class Address:
 
     def digests(self, given_up: Callable[[], bool] = lambda: False) -> dict[str, str]:
         """Return the SHA-256 of the object, or of all below it, by name; see `canal.core.digests`."""
-        found, objects = {}, self.objects()
+        found: dict[str, str] = {}
+        objects = self.objects()
         small = [one.name for one in objects if one.name and one.size <= _SMALL]
         for start in range(0, 0 if given_up() else len(small), _AT_ONCE):
             names = small[start : start + _AT_ONCE]
