@@ -3,8 +3,9 @@ import json
 import pytest
 
 from canal.app import annotating
-from canal.app.annotating import Origin, annotate, digest_of, origin
+from canal.app.annotating import annotate
 from canal.app.models import FoundModel
+from canal.app.origins import Origin, digest_of, origin
 from canal.core.digests import canonical_json, file_digest
 from canal.core.errors import LOG, DataError, Doubt
 from tests.support.cells import gene_names, make_adata

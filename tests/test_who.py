@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from canal.annotation.output import Output
 from canal.annotation.records import make_record
-from canal.app.annotating import origin, record_logger, who
+from canal.app.annotating import record_logger, who
 from canal.app.models import provenance
+from canal.app.origins import origin
 from canal.cli import app
 from canal.core.digests import canonical_json, file_digest
 from canal.core.errors import CanalError, DataError

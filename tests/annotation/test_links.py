@@ -359,5 +359,6 @@ def test_files_are_opened_in_one_place():
         and '"w"' not in line
         and ".read_h5ad, " not in line
     }
-    allowed = {"io/hdf5.py", "io/zarr_store.py", "annotation/output.py"}
+    # heaps.py tries a doubtful file in a child process, whose time is limited.
+    allowed = {"io/hdf5.py", "io/heaps.py", "io/zarr_store.py", "annotation/output.py"}
     assert {name for name, _ in found} <= allowed, found

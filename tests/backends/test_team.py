@@ -5,8 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import requests
 from mlflow.store.artifact import s3_artifact_repo
 
 from canal.core.errors import RegistryError
-from tests.support.servers import PASSWORD, USER
+from tests.support.servers import PASSWORD, USER, answering_expired
 
 pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("backends")]
 
@@ -67,27 +65,6 @@ class TestAccountsOfTheServer:
         monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
         monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
         assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in refused(lambda: ada.promote(1))
-
-
-class Expired(BaseHTTPRequestHandler):
-    """Answers as S3 does where a session has expired: moto's sessions do not expire."""
-
-    def answer(self):
-        body = (
-            b"<?xml version='1.0'?><Error><Code>ExpiredToken</Code>"
-            b"<Message>The provided token has expired.</Message></Error>"
-        )
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.send_response(400)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Type", "application/xml")
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_PUT = do_POST = do_HEAD = answer  # noqa: N815 (what the library calls)
-
-    def log_message(self, *_):
-        pass
 
 
 class TestAccountsOfTheObjectStore:
@@ -147,14 +124,11 @@ class TestAccountsOfTheObjectStore:
 
     def test_one_that_has_expired(self, direct, monkeypatch):
         _, ada = direct
-        server = HTTPServer(("127.0.0.1", 0), Expired)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        for name in ("MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("AWS_SESSION_TOKEN", SECRET)
-        text = refused(ada.register)
-        server.shutdown()
-        server.server_close()
+        with answering_expired() as endpoint:
+            for name in ("MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL"):
+                monkeypatch.setenv(name, endpoint)
+            text = refused(ada.register)
         assert "has expired (ExpiredToken): log in again, or renew AWS_ACCESS_KEY_ID" in text
 
     def test_one_that_does_not_answer(self, direct, monkeypatch):

@@ -5,8 +5,9 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from canal.core.errors import DataError
-from canal.io import hdf5, matrices
-from canal.io.h5ad import open_h5ad
+from canal.io import heaps, matrices
+from canal.io.h5ad import H5adFile, open_h5ad
+from canal.io.hdf5 import open_hdf5_stream
 from tests.support import layouts
 from tests.support.cells import make_adata, write_adata
 
@@ -173,12 +174,16 @@ def test_a_heap_that_the_library_would_never_leave_is_refused(tmp_path, adata, m
     """An object of no number and no size: HDF5 looks for the next one in the same place, for ever."""
     path = write_adata(adata, tmp_path / "a.h5ad")
     data = bytearray(path.read_bytes())
-    monkeypatch.setattr(hdf5, "_CPU_SECONDS", 1)
+    monkeypatch.setattr(heaps, "_CPU_SECONDS", 1)
     heap = data.index(b"GCOL\x01")
     data[heap + 16 : heap + 32] = bytes(16)
     path.write_bytes(data)
     with pytest.raises(DataError, match="texts cannot be read"), open_h5ad(path) as file:
         file.obs_names()
+    # as of an object in a store, whose bytes are looked at when they are fetched
+    refused = pytest.raises(DataError, match="a heap of its texts seems to be")
+    with path.open("rb") as stream, refused, open_hdf5_stream(stream, path) as file:
+        H5adFile(file, path).obs_names()
 
 
 def test_heaps_that_were_written_and_deleted_many_times_are_read(tmp_path, adata):
@@ -191,6 +196,9 @@ def test_heaps_that_were_written_and_deleted_many_times_are_read(tmp_path, adata
                 file[f"uns/{key}"] = np.array([f"{key} of {n} " * n] * n, dtype=object)
     with open_h5ad(path) as file:
         assert file.obs_names() == list(adata.obs_names)
+    with path.open("rb") as stream, open_hdf5_stream(stream, path) as file:
+        assert H5adFile(file, path).obs_names() == list(adata.obs_names)
+        assert file["uns/one"][3] == b"one of 20 " * 20
 
 
 def test_a_matrix_of_another_size_than_its_tables_is_refused(tmp_path, adata):

@@ -72,6 +72,13 @@ NOT_RUN = {
         "docs/scale.md",
         "canal annotate atlas/*.h5ad -o atlas-labels --engine dask --scheduler tcp://node1:8786",
     ): "needs a cluster: tests/pipeline/test_many_files.py",
+    (
+        "docs/scale.md",
+        "canal annotate 's3://lab/atlas/*.h5ad' s3://lab/atlas/cord.zarr -o s3://lab/labels",
+    ): "needs an object store: tests/annotation/test_object_store.py",
+    ("docs/scale.md", "canal annotate 's3://lab/atlas/*.h5ad' -o s3://lab/labels --shard 3/8"): "the same",
+    ("docs/scale.md", "canal collect s3://lab/labels"): "the same",
+    ("docs/scale.md", "canal annotate s3://lab/atlas/donor1.h5ad -o s3://lab/donor1.parquet"): "the same",
 }
 """Commands that cannot run here, and why; a page that loses one of them fails."""
 

@@ -10,8 +10,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -64,6 +68,40 @@ class Server:
             return _postgres_answers(self.uri)
         except OSError:
             return False
+
+
+class _Expired(BaseHTTPRequestHandler):
+    """Answers as S3 does where a session has expired: moto's sessions do not expire."""
+
+    def answer(self) -> None:
+        body = (
+            b"<?xml version='1.0'?><Error><Code>ExpiredToken</Code>"
+            b"<Message>The provided token has expired.</Message></Error>"
+        )
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(400)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/xml")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST = do_HEAD = answer  # noqa: N815 (what the library calls)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def answering_expired() -> Iterator[str]:
+    """Yield the address of an object store that says of every account that it has expired."""
+    server = HTTPServer(("127.0.0.1", 0), _Expired)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def shared(kind: str, base: Path, database: Path) -> Server:

@@ -31,6 +31,7 @@ from canal.core.digests import canonical_json
 from canal.core.errors import LOG, DataError, in_python
 from canal.core.progress import OnCells, by_cells, doing
 from canal.io.formats import Fingerprint, open_cells
+from canal.io.locations import Location
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,9 +151,9 @@ def label_h5ad(
 
 
 def annotate_path(
-    annotator: CellAnnotator, source: Path, options: Options | None = None, progress: Progress = _silent
+    annotator: CellAnnotator, source: Location, options: Options | None = None, progress: Progress = _silent
 ) -> pd.DataFrame:
-    """Return of a file or folder what `annotate_adata` returns of an AnnData; nothing is written.
+    """Return of a file, folder or address what `annotate_adata` returns of an AnnData; nothing is written.
 
     Raises
     ------

@@ -4,7 +4,8 @@ The output folder holds ``_plan.json`` (what is labelled by what, cut into parti
 file for each partition below a folder for each input and, once all are there, ``_records.json`` (an
 annotation record for each input) and ``_index.parquet``. A partition's file is written atomically, under a
 name that its number gives, with the digest of the plan: however often it is labelled, by whichever process,
-each cell has one row. Readers of Parquet data sets pass over names that begin with ``_``.
+each cell has one row. Readers of Parquet data sets pass over names that begin with ``_``. Inputs and folder
+lie on a disk or in an object store, where a partition is read in place: see `canal.io.formats`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from itertools import chain, count, groupby
 from operator import attrgetter
 from pathlib import Path
@@ -32,10 +34,13 @@ from canal.annotation.output import RECORDS
 from canal.annotation.query import query_file
 from canal.annotation.reading import Block, reading_for
 from canal.annotation.summary import Depth, Likeness, summarise
-from canal.core.digests import canonical_json, file_digest, json_digest
+from canal.core.digests import canonical_json, json_digest
 from canal.core.errors import DataError
-from canal.core.files import first_file, new_file, parse_json, read_json, write_json
+from canal.core.files import parse_json, write_json
+from canal.io import locations
+from canal.io.addresses import Address
 from canal.io.formats import Fingerprint, open_cells
+from canal.io.locations import Location, bytes_at, bytes_below, location, new_at, resolved
 from canal.io.writer import writing
 
 if TYPE_CHECKING:
@@ -60,7 +65,7 @@ class Partition:
     ----------
     number : int
         Among all partitions of the plan.
-    source : Path
+    source : Path or Address
         The input.
     file : str
         The partition's own file, relative to the output folder.
@@ -69,7 +74,7 @@ class Partition:
     """
 
     number: int
-    source: Path
+    source: Location
     file: str
     start: int
     stop: int
@@ -81,13 +86,13 @@ class Plan:
 
     Attributes
     ----------
-    folder : Path
+    folder : Path or Address
     document : dict
-        ``inputs`` (path, folder, bytes, time of change and cells of each), ``cells`` of a partition, the
-        ``model``, the digest of its ``answers``, and the ``options`` that determine labels.
+        ``inputs`` (path, folder, bytes, time of change, cells and, of objects, ETag of each), ``cells`` of a
+        partition, the ``model``, the digest of its ``answers``, the ``options`` that determine labels.
     """
 
-    folder: Path
+    folder: Location
     document: Document
 
     @cached_property
@@ -104,7 +109,7 @@ class Plan:
             for index, start in enumerate(range(0, one["n_cells"], size)):
                 file = f"{one['folder']}/part-{index:06d}.parquet"
                 stop = min(start + size, one["n_cells"])
-                made.append(Partition(len(made), Path(one["path"]), file, start, stop))
+                made.append(Partition(len(made), location(one["path"]), file, start, stop))
         return tuple(made)
 
     @property
@@ -114,27 +119,27 @@ class Plan:
 
     def missing(self) -> list[Partition]:
         """Return the partitions without a file of this plan."""
-        return [one for one in self.partitions if not self.is_done(one)]
+        rows = locations.read_footers(self.folder, [one.file for one in self.partitions])
+        return [one for one in self.partitions if not self._is_of(one, next(rows))]
 
     def is_done(self, partition: Partition) -> bool:
         """Whether a partition's file is there, of this plan and with all of its rows."""
-        path = self.folder / partition.file
-        if not path.is_file():
-            return False
+        return self._is_of(partition, next(locations.read_footers(self.folder, [partition.file])))
+
+    def _is_of(self, partition: Partition, rows: Any) -> bool:
         try:
-            rows = pyarrow.parquet.read_metadata(path)
-            about = parse_json((rows.metadata or {}).get(_META, b"{}"))
-        except (OSError, ValueError, pyarrow.ArrowException):
-            return False  # cut short or damaged, as a disk may leave it
+            about = parse_json((rows.metadata or {}).get(_META, b"{}")) if rows else {}
+        except ValueError:
+            return False
         expected = {"plan": self.digest, "start": partition.start, "stop": partition.stop}
         said = {name: about.get(name) for name in expected}
-        return said == expected and rows.num_rows == partition.stop - partition.start
+        return said == expected and int(rows.num_rows) == partition.stop - partition.start
 
 
 def shared_plan(
     annotator: CellAnnotator,
-    sources: Sequence[Path],
-    folder: Path,
+    sources: Sequence[Location],
+    folder: Location,
     options: Options,
     cells: int,
     given: Document,
@@ -176,11 +181,9 @@ def shared_plan(
     path = folder / PLAN
     if not path.is_file():
         _require_ours(folder)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError), first_file(path) as temporary:  # another process may be first
-                write_json(temporary, plan.document)
-    found = read_json(path)
+        with writing(folder), suppress(FileExistsError), locations.first_at(path) as temporary:
+            write_json(temporary, plan.document)  # unless another process was first
+    found = parse_json(bytes_at(path))
     if found == plan.document:
         return plan
     if not options.overwrite:
@@ -189,7 +192,7 @@ def shared_plan(
             f"{folder} holds labels under another plan (it differs in {', '.join(differ)}): name the same "
             "inputs, model and options, another folder, or --overwrite once to start again"
         )
-    with writing(folder), new_file(path) as temporary:
+    with writing(folder), new_at(path) as temporary:
         write_json(temporary, plan.document)
     return plan
 
@@ -207,10 +210,14 @@ def _require_partitionable(options: Options) -> None:
         )
 
 
-def _require_ours(folder: Path) -> None:
+def _require_ours(folder: Location) -> None:
     """Raise unless a folder is new, empty, or one in which another process is about to write its plan."""
-    if folder.is_dir():
-        strange = [one for one in folder.iterdir() if not one.name.startswith(".")]
+    if isinstance(folder, Address):
+        strange = folder.names()
+        if not strange or PLAN in strange:
+            return
+    elif folder.is_dir():
+        strange = [one.name for one in folder.iterdir() if not one.name.startswith(".")]
         if not strange or (folder / PLAN).is_file():
             return
     elif not folder.exists():
@@ -218,27 +225,29 @@ def _require_ours(folder: Path) -> None:
     raise DataError(f"{folder} is there, and not made by canal: give an empty or a new folder with -o")
 
 
-def _inputs(annotator: CellAnnotator, sources: Sequence[Path]) -> Iterator[Document]:
-    """Yield the entry of each input, by path, with a folder of its own."""
-    named = [source.resolve() for source in sources]
-    if twice := [one for one in sources if named.count(one.resolve()) > 1]:
+def _inputs(annotator: CellAnnotator, sources: Sequence[Location]) -> Iterator[Document]:
+    """Yield the entry of each input, paths before addresses, with a folder of its own."""
+    named = [resolved(source) for source in sources]
+    if twice := [one for one in sources if named.count(resolved(one)) > 1]:
         raise DataError(f"{twice[0]} is named twice: name each input once")
     taken: set[str] = set()
-    for source in sorted(named):
+    paths, addresses = ([one for one in named if isinstance(one, kind)] for kind in (Path, Address))
+    for source in (*sorted(paths), *sorted(addresses)):
         with open_cells(source, annotator.genes) as file:
             n_cells = file.n_cells
         name = (source.name.rpartition(".")[0] or source.name).lstrip("._") or "cells"
         folder = next(one for one in chain([name], (f"{name}-{n}" for n in count(2))) if one not in taken)
         taken.add(folder)
-        size, changed = _seen(source)
-        entry = {"path": str(source), "folder": folder, "n_cells": n_cells}
-        yield entry | {"bytes": size, "changed": changed}
+        yield {"path": str(source), "folder": folder, "n_cells": n_cells} | _seen(source)
 
 
-def _seen(source: Path) -> tuple[int, int]:
-    """Return size and time of the last change of an input, which are the same on every machine."""
+def _seen(source: Location) -> Document:
+    """Return size, time of the last change and, of objects, ETag: the same on every machine."""
     files = Fingerprint.of(source).files
-    return sum(size for _, _, size, _ in files), max(changed for *_, changed in files)
+    seen: Document = {"bytes": sum(one[2] for one in files), "changed": max(one[3] for one in files)}
+    if isinstance(source, Address):
+        seen["etag"] = files[0][1] if len(files) == 1 else json_digest([one[:2] for one in files])
+    return seen
 
 
 def label_partitions(
@@ -286,15 +295,12 @@ def _write(plan: Plan, partition: Partition, table: pd.DataFrame, likeness: Like
     arrow = pyarrow.Table.from_pandas(table.rename_axis(index="cell"))
     metadata = {**(arrow.schema.metadata or {}), _META: canonical_json(about).encode()}
     target = plan.folder / partition.file
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(target) as temporary:
-            pyarrow.parquet.write_table(arrow.replace_schema_metadata(metadata), temporary)
+    with writing(target), new_at(target) as temporary:
+        pyarrow.parquet.write_table(arrow.replace_schema_metadata(metadata), temporary)
 
 
-def _require_unchanged(source: Path, entry: Document) -> None:
-    size, changed = _seen(source)
-    if (size, changed) != (entry["bytes"], entry["changed"]):
+def _require_unchanged(source: Location, entry: Document) -> None:
+    if any(entry.get(name) != value for name, value in _seen(source).items()):
         raise DataError(
             f"{source} has changed since it was planned, and its labels would be of two files: --overwrite "
             "starts again"
@@ -320,7 +326,7 @@ def collect(
     options
         As for the partitions.
     origins
-        By path of an input its time and digest, for the record; see `canal.app.annotating.origin`.
+        By path of an input its time and digest, for the record; see `canal.app.origins.origin`.
 
     Raises
     ------
@@ -338,10 +344,10 @@ def collect(
     rows: list[Document] = []
     records: list[Document] = []
     for entry in plan.document["inputs"]:
-        source = Path(entry["path"])
+        source = location(entry["path"])
         own = [one for one in plan.partitions if one.source == source]
         _require_unchanged(source, entry)
-        table, likeness, depth = _together(plan, own, annotator)
+        table, likeness, depth, digests = _together(plan, own, annotator)
         of_input = replace(options, origin=origins[entry["path"]])
         with open_cells(source, annotator.genes) as file:
             query = query_file(file, options.layer, options.gene_column)
@@ -353,29 +359,29 @@ def collect(
         rows += [
             {
                 "input": entry["path"], "file": one.file, "start": one.start, "stop": one.stop,
-                "sha256": file_digest(plan.folder / one.file), "record": record["id"],
+                "sha256": digest, "record": record["id"],
             }
-            for one in own
+            for one, digest in zip(own, digests, strict=True)
         ]  # fmt: skip
     with writing(plan.folder):
-        write_json(
-            plan.folder / RECORDS, {"plan": plan.digest, "records": [one["record"] for one in records]}
-        )
-        with new_file(plan.folder / INDEX) as temporary:
+        with new_at(plan.folder / RECORDS) as temporary:
+            write_json(temporary, {"plan": plan.digest, "records": [one["record"] for one in records]})
+        with new_at(plan.folder / INDEX) as temporary:
             pd.DataFrame(rows).to_parquet(temporary, index=False)
     return records
 
 
 def _together(
     plan: Plan, partitions: Sequence[Partition], annotator: CellAnnotator
-) -> tuple[pd.DataFrame, Likeness, Document]:
-    """Return the labels of an input's cells, how many resemble the learned ones, and how deep they are.
+) -> tuple[pd.DataFrame, Likeness, Document, list[str]]:
+    """Return the labels of an input's cells, how many resemble the learned ones, how deep they are, digests.
 
     Medians of partitions say nothing of the median of all: it is on record where there is one partition.
     """
-    tables, likeness, depths = [], Likeness(), []
-    for one in partitions:
-        arrow = pyarrow.parquet.read_table(plan.folder / one.file, partitioning=None)
+    tables, likeness, depths, digests = [], Likeness(), [], []
+    for content in bytes_below(plan.folder, [one.file for one in partitions]):
+        digests.append(sha256(content).hexdigest())
+        arrow = pyarrow.parquet.read_table(pyarrow.BufferReader(content), partitioning=None)
         about = parse_json(arrow.schema.metadata[_META])
         likeness.n_cells += about["likeness"][0]
         likeness.n_like += about["likeness"][1]
@@ -384,4 +390,4 @@ def _together(
     table = pd.concat(tables).drop(columns=ONTOLOGY_ID, errors="ignore")
     summed = np.sum([one[DEPTH] for one in depths], axis=0).tolist()
     depth = depths[0] if len(depths) == 1 else {DEPTH: summed}
-    return join_blocks([table], annotator.ontology), likeness, depth
+    return join_blocks([table], annotator.ontology), likeness, depth, digests

@@ -17,6 +17,7 @@ from canal.io.blocks import ByCell, ByEntries, picked
 from canal.io.formats import CellFile
 from canal.io.h5ad import COLUMNS, NotGenes, not_genes
 from canal.io.hdf5 import check_open, open_hdf5
+from canal.io.locations import Location, location
 from canal.io.matrices import Csc
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ _EXPRESSION = ("rna", "gex", "gene expression")
 """What the modality with expression is called in MuData."""
 
 
-def given_cells(given: Any, write: bool = False) -> AnnData | Path:
-    """Return what a user handed over as an AnnData in memory, or as the path of a file or folder of cells.
+def given_cells(given: Any, write: bool = False) -> AnnData | Location:
+    """Return what a user handed over as an AnnData in memory, or as path or address of a file or folder.
 
     A pandas DataFrame is read as cells by genes; of MuData (recognised by ``mod``, so that it need not be
     installed) the modality with expression is taken: the only one, or the one called rna.
@@ -162,7 +163,7 @@ def given_cells(given: Any, write: bool = False) -> AnnData | Path:
             "table that is returned; `canal annotate IN -o OUT` writes a labelled copy of a file"
         )
     if isinstance(given, str | Path):
-        return Path(given)
+        return location(given) if isinstance(given, str) else given
     if isinstance(given, pd.DataFrame):
         _check_table(given)
         cells = AnnData(given.to_numpy(dtype=np.float32, na_value=np.nan))

@@ -3,12 +3,10 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
@@ -18,17 +16,20 @@ from canal.annotation.labelled import CSV, read_back
 from canal.annotation.naming import Naming as Naming
 from canal.annotation.options import Callbacks as Callbacks
 from canal.annotation.options import Options as Options
-from canal.annotation.output import Output, check_target
+from canal.annotation.output import TABLES, Output, check_target
 from canal.annotation.places import Places, check_free_adata
 from canal.annotation.query import given_cells
 from canal.annotation.records import Log, Record, genuine, key_of, read_log
 from canal.annotation.summary import Summary
 from canal.app.models import FoundModel, find_model, project_here
+from canal.app.origins import Origin, cause_of, now, readable
 from canal.app.project import Project
-from canal.core.digests import canonical_json, file_digest, json_digest, tree_digests
+from canal.core.digests import canonical_json
 from canal.core.errors import LOG, CanalError, DataError, Doubt, RegistryError
-from canal.core.files import append_line, regular_file
-from canal.io.formats import Fingerprint
+from canal.core.files import append_line, scratch_folder
+from canal.core.progress import doing
+from canal.io.addresses import Address
+from canal.io.locations import Location, shown_as
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.manifest.version_folder import read_key
 from canal.registry.store.database import Version
@@ -39,81 +40,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 Notice = Callable[[str], None]
-
-
-def now() -> str:
-    """Return the current time in the format of records."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-class Origin(Mapping[str, Any]):
-    """The input of a record (name, size and digest) and the time, as a mapping.
-
-    The digest of a folder is that of the JSON document of its files' digests by name. A thread computes it
-    while the cells are read; reading the item ``input`` waits for it. Use an `Origin` in a ``with`` block,
-    which ends the thread.
-
-    Raises
-    ------
-    DataError
-        If the input cannot be read; on reading the item ``input``, if the file has changed meanwhile.
-    """
-
-    def __init__(self, source: Path) -> None:
-        self._source, self._seen, self._time = source, Fingerprint.of(source), now()
-        self._given_up = Event()
-        try:
-            if not source.is_dir():
-                regular_file(source).open("rb").close()  # a named pipe may never end
-        except OSError as error:
-            raise DataError(f"{source}: {_cause(error)}") from error
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="canal-digest")
-        self._digest = self._pool.submit(digest_of, source, self._given_up.is_set)
-
-    def __enter__(self) -> "Origin":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._given_up.set()
-        self._pool.shutdown()
-
-    def __getitem__(self, key: str) -> Any:
-        if key == "input":
-            return self._input()
-        return {"time": self._time}[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(("time", "input"))
-
-    def __len__(self) -> int:
-        return 2
-
-    def _input(self) -> dict[str, Any]:
-        try:
-            digest = self._digest.result()
-        except OSError as error:
-            raise DataError(f"{self._source}: {_cause(error)}") from error
-        self._seen.check()
-        size = sum(size for _, _, size, _ in self._seen.files)
-        return {"name": readable(self._source.name), "bytes": size, "sha256": digest}
-
-
-def origin(source: Path) -> dict[str, Any]:
-    """Return the items of an `Origin`, after its digest is computed."""
-    with Origin(source) as items:
-        return dict(items)
-
-
-def digest_of(source: Path, given_up: Callable[[], bool] = lambda: False) -> str:
-    """Return the SHA-256 of a file; of a folder that of the JSON document of its files' digests by name."""
-    if source.is_dir():
-        return json_digest(tree_digests(source, given_up))
-    return file_digest(source, given_up)
-
-
-def readable(name: str) -> str:
-    """Return a file's name as text, with question marks for bytes that cannot be decoded."""
-    return name.encode("utf-8", "replace").decode()
 
 
 def record_logger(project: Project, notice: Notice) -> Callable[[str], None]:
@@ -130,17 +56,11 @@ def record_logger(project: Project, notice: Notice) -> Callable[[str], None]:
                 append_line(path, record)
         except (OSError, RegistryError) as error:
             notice(
-                f"{path} cannot be written ({_cause(error)}): the labelled file holds its record, but "
+                f"{path} cannot be written ({cause_of(error)}): the labelled file holds its record, but "
                 "`canal impact` will not list the file"
             )
 
     return log
-
-
-def _cause(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return str(error.strerror or error) if isinstance(error, OSError) else str(error)
 
 
 def annotate(
@@ -161,8 +81,8 @@ def annotate(
     ----------
     adata : AnnData, pandas.DataFrame, MuData, str or Path
         Cells with counts or log-normalised values in X, or in ``options.layer``; or such values as a table of
-        cells by genes; or the path of a file or folder that `canal annotate` reads. Of MuData the modality
-        with expression is labelled, the only one or ``rna``.
+        cells by genes; or path or address of a file or folder that `canal annotate` reads. Of MuData the
+        modality with expression is labelled, the only one or ``rna``.
     model : str or Path, optional
         A file of `canal export`, the name of a model on the shelf (`canal models`), or, in a project, number
         or alias of a version, such as ``"champion"``; see `canal.app.models.find_model`.
@@ -189,7 +109,7 @@ def annotate(
         AnnData to write into, or columns under the key are there that canal did not write.
     """
     cells, options = given_cells(adata, write), options or Options()
-    if write and not isinstance(cells, Path):
+    if write and not isinstance(cells, Path | Address):
         check_free_adata(cells, options.key_added)
     notices: list[str] = []
     found = find_model(model, root, options.effort, notices.append)
@@ -200,7 +120,7 @@ def annotate(
         else:
             LOG.info(notice)
     options = replace(options, model_name=found.provenance, origin={"time": now()})
-    if isinstance(cells, Path):
+    if isinstance(cells, Path | Address):
         with Origin(cells) as input_file:
             return annotate_path(annotator, cells, replace(options, origin=input_file))
     table = annotate_adata(annotator, cells, options)
@@ -210,8 +130,8 @@ def annotate(
 
 
 def annotate_file(
-    source: Path,
-    target: Path,
+    source: Location,
+    target: Location,
     options: Options,
     model: str | None,
     callbacks: Callbacks,
@@ -220,10 +140,59 @@ def annotate_file(
     """Label the cells of a file into a new one, on record; see `canal.annotation.annotate`.
 
     ``model`` is as in `canal.app.models.find_model`. The project, where there is one, logs the record, too,
-    wherever the model comes from.
+    wherever the model comes from. What lies at an address is copied into the folder of temporary files first;
+    an output at an address is made there, and put once it is whole.
     """
+    if options.resume and (away := next((one for one in (source, target) if isinstance(one, Address)), None)):
+        raise DataError(
+            f"--resume goes on with files on a disk, and {away} is none: leave it out, or label into a "
+            "folder (--partition-cells), where what is done is kept"
+        )
     found = find_model(model, root, options.effort, callbacks.notice)
-    return annotate_by(found, source, target, options, callbacks, root)
+    with ExitStack() as stack:
+        if isinstance(source, Address):
+            folder = stack.enter_context(scratch_folder("cells"))
+            with doing(f"fetching {source}"):
+                copy = source.fetch(folder)
+            stack.enter_context(shown_as(copy, source))
+            source = copy
+        if isinstance(target, Address):
+            return _annotate_to(found, source, target, options, callbacks, root)
+        return annotate_by(found, source, target, options, callbacks, root)
+
+
+def _annotate_to(
+    found: FoundModel,
+    source: Path,
+    target: Address,
+    options: Options,
+    callbacks: Callbacks,
+    root: Path | None,
+) -> Summary:
+    """Label the cells of a file into an object; its record is logged once it is there."""
+    if target.suffix.lower() not in (*TABLES, ".h5ad"):
+        raise DataError(
+            f"{target}: one object is written at once, .parquet, .csv or .h5ad: give such a name, or label "
+            "into a folder (--partition-cells)"
+        )
+    if target.is_file() and not options.overwrite:
+        raise DataError(f"{target} exists already: remove it, give another output, or use --overwrite")
+    records: list[str] = []
+    log = _log_for(found, target, callbacks, root)
+    with scratch_folder("labels") as folder:
+        written = folder / target.name
+        told = replace(
+            callbacks,
+            notice=lambda text: callbacks.notice(text.replace(str(written), str(target))),
+            on_record=records.append,
+        )
+        with shown_as(written, target):
+            summary = annotate_by(found, source, written, options, told, root)
+        target.put(written)
+    if log is not None:
+        for record in records:
+            log(record)
+    return summary
 
 
 def annotate_by(
@@ -239,16 +208,25 @@ def annotate_by(
     output = Output.find(source, target, options.only_obs)  # raises before the input is read for its digest
     with Origin(source) as input_file:
         options = replace(options, model_name=found.provenance, origin=input_file)
-        if (project := found.project or _logging_project(root, callbacks.notice)) is not None:
-            callbacks = replace(callbacks, on_record=record_logger(project, callbacks.notice))
-        elif target.suffix.lower() == CSV:
-            callbacks.notice(
-                f"{target} cannot hold its record, and no project keeps it: `canal who` will not know the "
-                "file; h5ad, zarr and Parquet hold theirs"
-            )
+        if callbacks.on_record is None:
+            callbacks = replace(callbacks, on_record=_log_for(found, target, callbacks, root))
         summary = annotate_h5ad(found.load(), source, output, options, callbacks)
     callbacks.notice(f"{target}: labelled by {found.name}")
     return summary
+
+
+def _log_for(
+    found: FoundModel, target: Location, callbacks: Callbacks, root: Path | None
+) -> Callable[[str], None] | None:
+    """Return what takes the record of an output: the project's log, where there is a project."""
+    if (project := found.project or _logging_project(root, callbacks.notice)) is not None:
+        return record_logger(project, callbacks.notice)
+    if target.suffix.lower() == CSV:
+        callbacks.notice(
+            f"{target} cannot hold its record, and no project keeps it: `canal who` will not know the "
+            "file; h5ad, zarr and Parquet hold theirs"
+        )
+    return None
 
 
 def _logging_project(root: Path | None, notice: Notice) -> Project | None:

@@ -27,9 +27,9 @@ from canal.annotation.sheet import (
     write_sheet,
     write_stage_file,
 )
-from canal.app.annotating import digest_of, readable
 from canal.app.declaring import Addition, declare, propose_stage
 from canal.app.models import find_model, find_model_of, load_annotator, named_model, version_of_key
+from canal.app.origins import digest_of, readable
 from canal.app.project import Project
 from canal.config.sections import check_name
 from canal.core.errors import ConfigError, DataError, RegistryError, no_such_file

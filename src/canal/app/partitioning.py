@@ -1,7 +1,7 @@
 """`canal annotate` of many files, and `canal collect`: partitions by this process, by shards or by Dask.
 
 What is labelled by what stands in the output folder's plan, so that a process on another machine needs that
-folder, the inputs and the model alone.
+folder, the inputs and the model alone. Inputs and folder are paths, or addresses in an object store.
 """
 
 from __future__ import annotations
@@ -26,13 +26,18 @@ from canal.annotation.partitions import (
     label_partitions,
     shared_plan,
 )
-from canal.app.annotating import Origin, record_logger
+from canal.app.annotating import record_logger
 from canal.app.engines import dask_client, distributed
 from canal.app.models import FoundModel, find_model, find_model_of, project_here
+from canal.app.origins import Origin
 from canal.core.digests import canonical_json
 from canal.core.errors import CanalError, ConfigError, DataError
-from canal.core.files import read_json
+from canal.core.files import parse_json
 from canal.core.progress import by_cells, count, doing
+from canal.io.addresses import Address, has_wildcards
+from canal.io.formats import Fingerprint
+from canal.io.locations import Location, bytes_at, matching, resolved
+from canal.io.locations import location as location
 
 if TYPE_CHECKING:
     from canal.model.load import CellAnnotator
@@ -104,9 +109,16 @@ class Spread:
         return int(found[1]) - 1, int(found[2])
 
 
+def into_folder(sources: Sequence[Location], output: Location) -> bool:
+    """Return whether labels go into a folder: of several inputs, or at an address of no file's name."""
+    if len(sources) > 1 or any(isinstance(one, Address) and has_wildcards(one) for one in sources):
+        return True
+    return isinstance(output, Address) and output.suffix.lower() not in (*TABLES, ".h5ad", ".zarr")
+
+
 def annotate_files(
-    sources: Sequence[Path],
-    folder: Path,
+    sources: Sequence[Location],
+    folder: Location,
     options: Options,
     model: str | None,
     callbacks: Callbacks,
@@ -120,9 +132,9 @@ def annotate_files(
     Parameters
     ----------
     sources
-        Files or folders of cells.
+        Files or folders of cells, or addresses of such, also with wildcards.
     folder
-        The output folder; see `canal.annotation.partitions`.
+        The output folder, or its address; see `canal.annotation.partitions`.
     options, callbacks
         As for `canal.app.annotating.annotate_file`.
     model
@@ -146,14 +158,14 @@ def annotate_files(
     if folder.suffix.lower() in (*TABLES, ".h5ad", ".zarr"):
         raise DataError(
             f"{folder}: labels of several files, or of a share, go into a folder, and this is the name of a "
-            f"file: give a folder's, such as {folder.with_suffix('')}"
+            f"file: give a folder's, such as {str(folder).removesuffix(folder.suffix)}"
         )
     found = find_model(model, root, options.effort, callbacks.notice)
     annotator = found.load()
     given = _given(options, model, root)
     options = replace(options, model_name=found.provenance)
     with doing("planning partitions"):
-        plan = shared_plan(annotator, sources, folder, options, spread.cells, given)
+        plan = shared_plan(annotator, matching(sources), folder, options, spread.cells, given)
         mine, of = spread.share
         waiting = [one for one in plan.missing() if one.number % of == mine]
     done = _Progress(plan, waiting, of, callbacks)
@@ -170,7 +182,7 @@ def annotate_files(
 
 
 def collect_files(
-    folder: Path, model: str | None, callbacks: Callbacks, root: Path | None = None
+    folder: Location, model: str | None, callbacks: Callbacks, root: Path | None = None
 ) -> Document:
     """Put together the labels of a folder whose shards are done: index and annotation records.
 
@@ -203,7 +215,7 @@ def _given(options: Options, model: str | None, root: Path | None) -> Document:
 
 
 def _planned(
-    folder: Path, model: str | None, root: Path | None, notice: Callable[[str], None]
+    folder: Location, model: str | None, root: Path | None, notice: Callable[[str], None]
 ) -> tuple[Plan, Options, FoundModel]:
     """Return the plan of a folder, and options and model for it."""
     path = folder / PLAN
@@ -212,7 +224,7 @@ def _planned(
             f"{folder} holds no {PLAN}: `canal annotate` of several files, with --shard or with --engine "
             "makes such a folder"
         )
-    plan = Plan(folder, read_json(path))
+    plan = Plan(folder, parse_json(bytes_at(path)))
     try:
         given = plan.document["given"]
         options = Options(**given["options"], naming=Naming(**given["naming"]))
@@ -254,7 +266,7 @@ def _collected(
     """Write index and records of a plan, log the records, and return the summaries by folder."""
     with ExitStack() as stack:
         origins = {
-            one["path"]: stack.enter_context(Origin(Path(one["path"]))) for one in plan.document["inputs"]
+            one["path"]: stack.enter_context(Origin(location(one["path"]))) for one in plan.document["inputs"]
         }
         with doing("putting the partitions together"):
             records = collect(plan, annotator, options, origins)
@@ -274,7 +286,7 @@ def _by_dask(plan: Plan, waiting: Sequence[Partition], spread: Spread, root: Pat
     with dask_client(spread.scheduler, spread.workers) as client:
         futures = [
             client.submit(
-                _label, str(plan.folder.resolve()), one.number, place,
+                _label, str(resolved(plan.folder)), one.number, place,
                 key=f"canal-{plan.digest[:12]}-{one.number}", pure=False,
             )
             for one in waiting
@@ -295,7 +307,8 @@ def _by_dask(plan: Plan, waiting: Sequence[Partition], spread: Spread, root: Pat
 
 def _label(folder: str, number: int, root: str | None) -> int:
     """Label a partition in a worker."""
-    plan, options, annotator = _loaded(folder, root, (Path(folder) / PLAN).stat().st_mtime_ns)
+    files = Fingerprint.of(location(folder) / PLAN).files
+    plan, options, annotator = _loaded(folder, root, files)
     partition = plan.partitions[number]
     if plan.is_done(partition):
         return partition.stop - partition.start
@@ -303,7 +316,9 @@ def _label(folder: str, number: int, root: str | None) -> int:
 
 
 @cache
-def _loaded(folder: str, root: str | None, _: int) -> tuple[Plan, Options, CellAnnotator]:
+def _loaded(folder: str, root: str | None, _: object) -> tuple[Plan, Options, CellAnnotator]:
     """Return plan, options and model, once a worker and plan."""
-    plan, options, found = _planned(Path(folder), None, None if root is None else Path(root), lambda _: None)
+    plan, options, found = _planned(
+        location(folder), None, None if root is None else Path(root), lambda _: None
+    )
     return plan, options, found.load()

@@ -21,6 +21,7 @@ def add_to(to: typer.Typer) -> None:
             "canal annotate new.h5ad -o labelled.h5ad --model lung-atlas.zip",
             "canal annotate atlas/*.h5ad -o atlas-labels --engine dask",
             "canal annotate atlas/*.h5ad -o atlas-labels --shard 3/8",
+            "canal annotate 's3://lab/atlas/*.h5ad' -o s3://lab/labels",
         )
     )(annotate)
     to.command(epilog=examples("canal collect atlas-labels"))(collect)
@@ -28,18 +29,20 @@ def add_to(to: typer.Typer) -> None:
 
 def annotate(
     sources: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            metavar="IN...", help="Cells to label, never changed: h5ad, zarr, 10x, loom, csv, tsv."
+            metavar="IN...",
+            help="Cells to label, never changed: h5ad, zarr, 10x, loom, csv, tsv; or s3://bucket/*.h5ad.",
         ),
     ],
     output: Annotated[
-        Path,
+        str,
         typer.Option(
             "-o",
             "--output",
+            metavar="PATH",
             help="The labelled copy; .csv or .parquet: labels alone; of several files or with --shard or "
-            "--engine a folder for Parquet files.",
+            "--engine a folder for Parquet files. Also an address, s3://bucket/labels.",
         ),
     ],
     model: Model = None,
@@ -162,17 +165,21 @@ def annotate(
     show: Callable[[dict[str, Any]], Any]
     with cells_progress() as on_cells:
         callbacks = app.annotating.Callbacks(note, on_cells)
-        if len(sources) > 1 or given:
+        places = [app.partitioning.location(one) for one in sources]
+        target = app.partitioning.location(output)
+        if given or app.partitioning.into_folder(places, target):
             how, show = app.partitioning.Spread(**given), partitions_table
-            made = app.partitioning.annotate_files(sources, output, options, model, callbacks, how, root)
+            made = app.partitioning.annotate_files(places, target, options, model, callbacks, how, root)
         else:
             show = annotation_table
-            made = app.annotating.annotate_file(sources[0], output, options, model, callbacks, root).to_json()
+            made = app.annotating.annotate_file(places[0], target, options, model, callbacks, root).to_json()
     show_result(made if as_json else show(made), as_json)
 
 
 def collect(
-    folder: Annotated[Path, typer.Argument(help="What `canal annotate --shard` labelled into.")],
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="What `canal annotate --shard` labelled into.")
+    ],
     model: Model = None,
     root: Root = None,
     as_json: AsJson = False,
@@ -181,5 +188,6 @@ def collect(
 
     Exit code 1 while partitions are missing.
     """
-    parts = app.partitioning.collect_files(folder, model, app.annotating.Callbacks(note), root)
+    place = app.partitioning.location(folder)
+    parts = app.partitioning.collect_files(place, model, app.annotating.Callbacks(note), root)
     show_result(parts if as_json else partitions_table(parts), as_json)

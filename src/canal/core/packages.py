@@ -32,7 +32,7 @@ EXTRAS = {
     "published": ("the package of the published choice of genes", ("scanpy",)),
     "postgres": ("PostgreSQL's driver", ("psycopg2",)),
     "auth": ("the package of a server's accounts", ("flask_wtf",)),
-    "s3": ("the package that reads and writes S3", ("boto3",)),
+    "s3": ("the packages that read and write S3", ("boto3", "s3fs", "fsspec")),
 }
 """Extra of pyproject.toml -> what it brings, in words, and the modules that canal imports of it."""
 

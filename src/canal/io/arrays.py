@@ -14,6 +14,7 @@ import numpy as np
 
 from canal.core.errors import DataError
 from canal.core.packages import install_hint
+from canal.io.heaps import FILE_OBJECT, stored_at
 from canal.io.zarr_store import stored_bytes
 
 if TYPE_CHECKING:
@@ -168,6 +169,9 @@ def _lengths(node: h5py.Dataset) -> np.ndarray | None:
     offset, size = node.id.get_offset(), len(node) * _POINTER.itemsize
     if offset is None or node.file.userblock_size or node.id.get_storage_size() != size:
         return None
+    if node.file.driver == FILE_OBJECT:
+        stored = stored_at(node.file, offset, size)
+        return None if stored is None else np.frombuffer(stored, _POINTER)["length"].astype(np.int64)
     with Path(node.file.filename).open("rb") as stream:
         stream.seek(offset)
         return np.fromfile(stream, _POINTER, len(node))["length"].astype(np.int64)

@@ -1,4 +1,10 @@
-"""Detect the format of a file or folder of cells, open it, and detect changes of the file during a run."""
+"""Detect the format of a file or folder of cells, open it, and detect changes of the file during a run.
+
+Cells in an object store are read in place where their format lies in pieces that can be asked for (HDF5,
+zarr), so that who labels a partition fetches little more than its cells. A table in text and a 10x folder
+have to be read from their beginning: they are copied into the folder of temporary files for as long as they
+are open.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +20,16 @@ import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from canal.core.errors import DataError, no_such_file, there_are
-from canal.core.files import checked_path
+from canal.core.files import checked_path, scratch_folder
+from canal.io.addresses import Address
 from canal.io.arrays import ROW, check_announced, check_chunks, listed, reading, strings, whole
 from canal.io.blocks import ByCell, ByEntries
 from canal.io.h5ad import H5adFile, NotGenes, not_genes
-from canal.io.hdf5 import open_hdf5
+from canal.io.hdf5 import open_hdf5, open_hdf5_stream
+from canal.io.locations import shown_as
 from canal.io.tenx import MtxFolder, TenxFile
-from canal.io.text_table import is_text_table, open_text_table
-from canal.io.zarr_store import is_zarr, open_zarr
+from canal.io.text_table import is_text_table, named_as_text, open_text_table
+from canal.io.zarr_store import MARKS, is_zarr, open_zarr, open_zarr_objects
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +87,7 @@ class TabledFile(CellFile, Protocol):
         ...
 
 
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 H5AD, ZARR, TENX, MTX, LOOM, TEXT = "h5ad", "zarr", "10x h5", "10x mtx folder", "loom", "text"
 KNOWN = "h5ad, zarr, 10x .h5, a 10x folder of matrix.mtx, loom, and tables in text (.csv, .tsv, also .gz)"
 
@@ -100,13 +109,13 @@ def format_of(path: Path) -> str:
 
 
 @contextmanager
-def open_cells(path: Path, panel: Collection[str] = ()) -> Iterator[CellFile]:
+def open_cells(path: Path | Address, panel: Collection[str] = ()) -> Iterator[CellFile]:
     """Open cells of any format that canal reads.
 
     Parameters
     ----------
     path
-        A file or folder.
+        A file or folder, or the address of one in an object store.
     panel
         The model's genes, by which a table in text tells its genes from its cells.
 
@@ -115,26 +124,50 @@ def open_cells(path: Path, panel: Collection[str] = ()) -> Iterator[CellFile]:
     DataError
         If the file is missing, damaged, or of no known format.
     """
-    if checked_path(path).is_dir():
-        if _format_of_folder(path) == MTX:
-            yield MtxFolder(path)
-            return
-        store = open_zarr(path)
-        with reading(path, "/"):
-            zarr_cells = H5adFile(store, path)
-        yield zarr_cells
-        return
-    if is_text_table(path):
+    if isinstance(path, Address):
+        with path.translated(), _open_objects(path, panel) as cells:
+            yield cells
+    elif checked_path(path).is_dir():
+        yield MtxFolder(path) if _format_of_folder(path) == MTX else _zarr_cells(open_zarr(path), path)
+    elif is_text_table(path):
         with open_text_table(path, panel) as table:
             yield table
-        return
+    else:
+        with open_hdf5(path) as file:
+            yield _hdf5_cells(file, path)
+
+
+@contextmanager
+def _open_objects(address: Address, panel: Collection[str]) -> Iterator[CellFile]:
+    objects, path = address.objects(), address.as_path()
+    names = [one.name for one in objects]
+    if not set(names).isdisjoint(MARKS):
+        yield _zarr_cells(open_zarr_objects(address, objects), path)
+    elif names != [""] or (named_as_text(path) and address.read(0, len(_HDF5)) != _HDF5):
+        kept = [name for name in names if not name or MtxFolder.is_part(name)]
+        with scratch_folder("cells") as folder:
+            copy = folder / address.name
+            if names != [""]:
+                copy.mkdir()
+            address.fetch(folder, kept)
+            with shown_as(copy, address), open_cells(copy, panel) as cells:
+                yield cells
+    else:
+        with address.open() as stream, open_hdf5_stream(stream, path) as file:
+            yield _hdf5_cells(file, path)
+
+
+def _zarr_cells(store: Any, path: Path) -> CellFile:
+    with reading(path, "/"):
+        return H5adFile(store, path)
+
+
+def _hdf5_cells(file: h5py.File, path: Path) -> CellFile:
     readers: dict[str, Callable[[h5py.File, Path], CellFile]]
     readers = {H5AD: H5adFile, TENX: TenxFile, LOOM: LoomFile}
-    with open_hdf5(path) as file:
-        reader = readers[_format_of_hdf5(file, path)]
-        with reading(path, "/"):
-            cells = reader(file, path)
-        yield cells
+    reader = readers[_format_of_hdf5(file, path)]
+    with reading(path, "/"):
+        return reader(file, path)
 
 
 def _format_of_folder(path: Path) -> str:
@@ -163,13 +196,16 @@ def _format_of_hdf5(file: h5py.File, path: Path) -> str:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The inode, size and modification time of a file, or of every file in a folder."""
+    """Name, inode, size and modification time of a file, or of every file in a folder.
 
-    path: Path
-    files: tuple[tuple[str, int, int, int], ...]
+    An object in a store has an ETag, which its bytes determine, in place of an inode.
+    """
+
+    path: Path | Address
+    files: tuple[tuple[str, int | str, int, int], ...]
 
     @classmethod
-    def of(cls, path: Path) -> Fingerprint:
+    def of(cls, path: Path | Address) -> Fingerprint:
         """Return the present fingerprint of a file or folder.
 
         Raises
@@ -177,6 +213,8 @@ class Fingerprint:
         DataError
             If the file is not there or cannot be looked at.
         """
+        if isinstance(path, Address):
+            return cls(path, tuple((one.name, one.etag, one.size, one.changed) for one in path.objects()))
         try:
             files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
             seen = [(file, file.stat()) for file in files]

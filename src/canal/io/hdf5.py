@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import gzip
-import mmap
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
-from struct import Struct
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import h5py
 
 from canal.core.errors import DataError
 from canal.core.files import regular_file
 from canal.io.arrays import EXAMPLES, check_dataset, listed, outside, reading
+from canal.io.heaps import WatchedBytes, check_heaps
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,31 +23,9 @@ _DEEPEST = 256
 """Deepest nesting of groups that is accepted."""
 _GZIP = b"\x1f\x8b"
 _MATRIX_MARKET = b"%%MatrixMarket"
+_HEAD_BYTES = 1 << 16
 _CACHE = 1 << 24
 """HDF5's chunk cache in bytes for an array that is read in pieces."""
-
-_HEAD = re.compile(rb"GCOL\x01\x00\x00\x00")
-_OBJECT = 16
-"""Bytes before an object of a heap: its number, how many point at it, its size."""
-_OBJECT_HEAD = Struct("<HxxxxxxQ")
-_SEARCHED = 1 << 28
-"""Larger files are not searched, which would take too long."""
-_SECONDS = 120
-_CPU_SECONDS = 3
-"""A file that is searched is read in less, or never."""
-_READ_ALL = """
-import resource, sys, h5py
-resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]), int(sys.argv[2])))
-def read(name, node):
-    for key in node.attrs:
-        node.attrs[key]
-    if isinstance(node, h5py.Dataset) and node.dtype.kind == "O" and not node.is_virtual:
-        for start in range(0, len(node) if node.ndim else 0, 1024):
-            node[start:start + 1024]
-with h5py.File(sys.argv[1]) as file:
-    read("/", file)
-    file.visititems(read)
-"""
 
 
 @contextmanager
@@ -64,16 +38,40 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         If it is missing, no regular file, no HDF5 file, cut short, or compressed by a filter that cannot be
         had; or if a link, a virtual dataset or external storage leads out of it, or links form a cycle.
     """
-    state, real = regular_file(path).stat(), path.resolve()
-    small = state.st_size <= _SEARCHED
-    if small and not _sound(real, state.st_ino, state.st_size, state.st_mtime_ns):
-        raise DataError(
-            f"{path}: its texts cannot be read (a heap of the HDF5 file has objects of size 0): the file is "
-            "damaged or was cut short, so fetch it again"
-        )
+    check_heaps(regular_file(path))
     with _opened(path, "r") as file:
         check_open(file, path)
         yield file
+
+
+@contextmanager
+def open_hdf5_stream(stream: BinaryIO, path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file of which the bytes are fetched as they are needed, such as an object of a store.
+
+    Damaged heaps are looked for in what is fetched: there is no file to search before.
+
+    Parameters
+    ----------
+    stream
+        The bytes; what it raises is raised here, too, whatever HDF5 makes of it.
+    path
+        What messages call the file.
+
+    Raises
+    ------
+    DataError
+        As `open_hdf5`.
+    """
+    _refuse_other_formats(path, BytesIO(stream.read(_HEAD_BYTES)))
+    watched = WatchedBytes(stream, path)
+    try:
+        with _opened(path, "r", watched) as file:
+            check_open(file, path)
+            yield file
+    except Exception as error:
+        if watched.error is not None and watched.error is not error:
+            raise watched.error from error
+        raise
 
 
 def compression_of(path: Path) -> Literal["gzip", "lzf"] | None:
@@ -119,10 +117,11 @@ def edit_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def _opened(path: Path, mode: str) -> Iterator[h5py.File]:
-    _refuse_other_formats(regular_file(path))
+def _opened(path: Path, mode: str, stream: WatchedBytes | None = None) -> Iterator[h5py.File]:
+    if stream is None:
+        _refuse_other_formats(regular_file(path))
     try:
-        file = h5py.File(path, mode, rdcc_nbytes=_CACHE)
+        file = h5py.File(path if stream is None else stream, mode, rdcc_nbytes=_CACHE)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{path}: no readable h5ad file ({error}); it is damaged, was cut short, or is of another format"
@@ -146,15 +145,16 @@ _CONVERTED = {
 """What files of other formats are, and how they become h5ad."""
 
 
-def _refuse_other_formats(path: Path) -> None:
+def _refuse_other_formats(path: Path, opened: BinaryIO | None = None) -> None:
     """Raise `DataError` that names the format, where the first bytes show a common other format."""
     try:
-        with path.open("rb") as stream:
+        with path.open("rb") if opened is None else opened as stream:
             head = stream.read(len(_MATRIX_MARKET))
-        compressed = head.startswith(_GZIP)
-        if compressed:
-            with gzip.open(path, "rb") as unzipped:
-                head = unzipped.read(len(_MATRIX_MARKET))
+            compressed = head.startswith(_GZIP)
+            if compressed:
+                stream.seek(0)
+                with gzip.open(stream, "rb") as unzipped:
+                    head = unzipped.read(len(_MATRIX_MARKET))
     except PermissionError as error:
         raise DataError(f"{path}: may not be read ({error.strerror})") from error
     except (OSError, EOFError) as error:
@@ -286,38 +286,3 @@ class _Walk:
     @staticmethod
     def _address(item: h5py.h5g.GroupID) -> int:
         return int(h5py.h5o.get_info(item).addr)
-
-
-@lru_cache(maxsize=64)
-def _sound(path: Path, *_state: int) -> bool:
-    """Return whether the file has no damaged heap that sends HDF5 into an endless loop."""
-    if not _doubtful(path):
-        return True
-    command = [sys.executable, "-c", _READ_ALL, str(path), str(_CPU_SECONDS)]
-    try:
-        return subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
-
-
-def _doubtful(path: Path) -> bool:
-    """Return whether a walk through a heap of the file would never end."""
-    if not path.stat().st_size:
-        return False
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for found in _HEAD.finditer(data):  # three times as fast as the map's own find
-            at = found.start()
-            end = at + int.from_bytes(data[at + 8 : at + 16], "little")
-            if not _walks(data, at + _OBJECT, min(end, len(data))):
-                return True
-    return False
-
-
-def _walks(data: mmap.mmap, at: int, end: int) -> bool:
-    last, read = end - _OBJECT, _OBJECT_HEAD.unpack_from
-    while at <= last:
-        number, size = read(data, at)
-        at += _OBJECT + ((size + 7) & ~7) if number else size
-        if not (number or size) or at > end:
-            return False
-    return True

@@ -168,6 +168,11 @@ class MtxFolder(Barcoded):
         return any((path / f"{_MATRIX[0]}{end}").is_file() for end in ("", ".gz"))
 
     @staticmethod
+    def is_part(name: str) -> bool:
+        """Return whether a name below a folder is that of a part of one, or resembles it."""
+        return "/" not in name and name.removesuffix(".gz").endswith((*_MATRIX, *_GENES, *_CELLS))
+
+    @staticmethod
     def likely(path: Path) -> str:
         """Return a hint about files whose names resemble those of a 10x folder; ``""`` without any."""
         ends = tuple(f"{name}{end}" for name in _MATRIX for end in ("", ".gz"))

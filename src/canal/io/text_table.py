@@ -47,10 +47,14 @@ _SHOWN = 40
 """Most characters of a value in a message."""
 
 
+def named_as_text(path: Path) -> bool:
+    """Return whether the name of a file ends like that of a table in text."""
+    return path.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+
+
 def is_text_table(path: Path) -> bool:
     """Return whether a file is a table in text, by the end of its name; HDF5 never is."""
-    name = path.name.lower().removesuffix(".gz")
-    if not name.endswith(SUFFIXES) or not path.is_file():
+    if not named_as_text(path) or not path.is_file():
         return False
     try:
         with path.open("rb") as stream:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from canal.io.blocks import ByCell
+    from canal.io.locations import Location
 
 _CHUNK = 1 << 16
 """Values in one compressed piece of the file."""
@@ -126,7 +127,7 @@ def size_of(table: pd.DataFrame, note: str = "") -> int:
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[None]:
+def writing(target: Location) -> Iterator[None]:
     """Turn what the disk refuses into a `DataError` that names the output."""
     try:
         yield

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from canal.core.errors import DataError
 from canal.core.files import copy_file, kind_of
+from canal.io.addresses import Address, Stored
 
-_MARKS = (".zgroup", ".zattrs", "zarr.json")
+MARKS = (".zgroup", ".zattrs", "zarr.json")
+"""Files that a zarr store has one of."""
 _ARRAYS = (".zarray", "zarr.json")
 """Files that describe an array."""
 _LARGEST_METADATA = 1 << 26
@@ -21,7 +23,7 @@ _PICKLE = "pickle"
 
 def is_zarr(path: Path) -> bool:
     """Return whether a folder is a zarr store."""
-    return any((path / mark).is_file() for mark in _MARKS)
+    return any((path / mark).is_file() for mark in MARKS)
 
 
 def open_zarr(path: Path) -> Any:
@@ -32,14 +34,40 @@ def open_zarr(path: Path) -> Any:
     DataError
         As `check_folder`; or if an array is stored as pickled objects, or the store is damaged.
     """
+    check_folder(path)
+    root = path.resolve()
+    for file in (Path(entry.path) for entry in _entries(root) if entry.name in _ARRAYS):
+        name = file.relative_to(root)
+        _check_size(path, name, file.stat().st_size)
+        _check_metadata(path, name, file.read_bytes())
+    return _opened(str(root), path)
+
+
+def open_zarr_objects(address: Address, objects: Sequence[Stored]) -> Any:
+    """Open a zarr store in an object store for reading in place, chunk by chunk.
+
+    Raises
+    ------
+    DataError
+        As `open_zarr`.
+    """
+    path = address.as_path()
+    found = [one for one in objects if PurePosixPath(one.name).name in _ARRAYS]
+    for one in found:
+        _check_size(path, one.name, one.size)
+    texts = address.read_below([one.name for one in found])
+    for one, text in zip(found, texts, strict=True):
+        _check_metadata(path, PurePosixPath(one.name), text)
+    return _opened(address.zarr(), path)
+
+
+def _opened(store: Any, path: Path) -> Any:
     import zarr
 
-    check_folder(path)
-    _check_metadata(path)
     # Of several members that cannot be read zarr raises one; the others' tracebacks would be printed.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
-        return zarr.open_group(str(path.resolve()), mode="r", use_consolidated=False)
+        return zarr.open_group(store, mode="r", use_consolidated=False)
     except Exception as error:  # damaged bytes raise nearly anything
         raise _damaged(path, "/", error) from error
 
@@ -121,26 +149,26 @@ def check_link(path: Path, root: Path, link: Path) -> None:
         )
 
 
-def _check_metadata(path: Path) -> None:
+def _check_size(path: Path, name: PurePath | str, size: int) -> None:
+    if size > _LARGEST_METADATA:
+        raise DataError(f"{path}: {name} has {size:,} bytes: a description is far smaller")
+
+
+def _check_metadata(path: Path, name: PurePath, text: bytes) -> None:
     """Raise where an array is stored as pickled objects, which run code when they are read."""
-    root = path.resolve()
-    for file in (Path(entry.path) for entry in _entries(root) if entry.name in _ARRAYS):
-        name = file.relative_to(root)
-        if file.stat().st_size > _LARGEST_METADATA:
-            raise DataError(f"{path}: {name} has {file.stat().st_size:,} bytes: a description is far smaller")
-        try:
-            found = json.loads(file.read_bytes())
-            if not isinstance(found, dict):
-                raise ValueError(f"expected a mapping, found {type(found).__name__}")
-            steps = [found.get("compressor"), *_list(found.get("filters")), *_list(found.get("codecs"))]
-            pickled = _PICKLE in json.dumps(steps)
-        except (ValueError, RecursionError) as error:
-            raise _damaged(path, str(name), error) from error
-        if pickled:
-            raise DataError(
-                f"{path}: {name.parent} is stored as pickled Python objects, which canal never opens: write "
-                "it anew as text or numbers"
-            )
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError(f"expected a mapping, found {type(found).__name__}")
+        steps = [found.get("compressor"), *_list(found.get("filters")), *_list(found.get("codecs"))]
+        pickled = _PICKLE in json.dumps(steps)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(name), error) from error
+    if pickled:
+        raise DataError(
+            f"{path}: {name.parent} is stored as pickled Python objects, which canal never opens: write "
+            "it anew as text or numbers"
+        )
 
 
 def _list(value: Any) -> list[Any]:

@@ -15,14 +15,10 @@ from canal.config.sections import BACKBONE, Registry
 from canal.core.errors import READ_ONLY, ReadOnlyError, RegistryError, shown_address, without_secrets
 from canal.core.packages import named_packages
 from canal.core.progress import doing
+from canal.core.store_refusals import object_store_refusal
 from canal.registry.store.database import Database, update_paths
 from canal.registry.store.new_database import ensure_database
-from canal.registry.store.refusals import (
-    SET_ACCOUNT,
-    UNKNOWN_ACCOUNT,
-    object_store_refusal,
-    server_refusal,
-)
+from canal.registry.store.refusals import SET_ACCOUNT, UNKNOWN_ACCOUNT, server_refusal
 from canal.runtime.startup import quiet_libraries
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 from canal.core.digests import file_digest
 from canal.core.errors import ReadOnlyError, RegistryError, did_you_mean
 from canal.core.files import new_folder, read_json, scratch_folder
+from canal.core.store_refusals import object_store_refusal
 from canal.registry.manifest.version_folder import KEY_FILE, LOADED_FILE, RECORD_FILE, check_files, read_key
 from canal.registry.store.connection import Connection
 from canal.registry.store.database import LOGGED, Row, Version, inside, local_path, require_files
-from canal.registry.store.refusals import object_store_refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
