@@ -183,8 +183,6 @@ def with_coarse(
     max_novelty
         See `canal.annotation.columns.with_limits`.
     """
-    import pandas as pd
-
     node, mass = hierarchy.answers(probabilities, bound)
     novel = table[IS_NOVEL].to_numpy(dtype=bool) | table[LOW_QUALITY].to_numpy(dtype=bool)
     node = np.where(novel | beyond_limit(table, NOVELTY, max_novelty), NONE, node)
@@ -193,7 +191,7 @@ def with_coarse(
     after = columns.index(BY_NETWORK if BY_NETWORK in columns else LOW_QUALITY) + 1
     for name, values in (
         (COARSE_ID, categorical((*ids, NO_ID), node)),  # `NONE` is the last
-        (COARSE_CONFIDENCE, pd.Series(mass)),
+        (COARSE_CONFIDENCE, mass),
         (COARSE_TYPE, categorical((*hierarchy.names, UNASSIGNED), node)),
     ):
         result.insert(after, name, values)

@@ -319,7 +319,6 @@ def _read_back_csv(path: Path, log: Log | None) -> RecordedLabels:
 
 
 def _read_back_parquet(path: Path) -> RecordedLabels:
-    import pyarrow
     import pyarrow.parquet
 
     try:

@@ -138,7 +138,6 @@ def read_footers(folder: Location, names: Sequence[str]) -> Iterator[Any]:
 
 
 def _footer(source: Path | bytes) -> Any:
-    import pyarrow
     import pyarrow.parquet
 
     place = pyarrow.BufferReader(source) if isinstance(source, bytes) else source

@@ -14,6 +14,7 @@ from canal.core.errors import CanalError, LedgerError
 from canal.core.progress import doing, each
 from canal.registry.audit.cells_used import check_cells, check_exclusions
 from canal.registry.audit.chain import VersionReader, check_chain, check_unlearned, check_verdict
+from canal.registry.audit.earlier_audits import EarlierAudits
 from canal.registry.audit.kept_cells import CellFiles, check_sums, check_values, recompute
 from canal.registry.audit.ledger_entries import (
     Snapshot,
@@ -28,7 +29,6 @@ from canal.registry.audit.ledger_entries import (
 )
 from canal.registry.audit.merged import check_merged
 from canal.registry.audit.opening import Opening
-from canal.registry.audit.resuming import EarlierAudits
 from canal.registry.audit.shown_runs import CheckedVersion, check_runs
 from canal.registry.audit.shown_versions import check_others, check_shown, expected_page
 from canal.registry.audit.version_files import (

@@ -107,7 +107,6 @@ def start_entry_point(store: Store, config: Config, entry_point: str, stage: str
         If the step fails; its output says why.
     """
     quiet_libraries()
-    import mlflow
     import mlflow.projects
     from mlflow.exceptions import ExecutionException
 
