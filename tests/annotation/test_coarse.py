@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
+from canal.annotation import coarse
 from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
 from canal.annotation.coarse import NONE, Hierarchy, about_ontology
 from canal.annotation.options import Callbacks, Options
@@ -171,9 +172,12 @@ def adata():
 
 
 @pytest.fixture
-def unsure(annotator):
-    """A model that is sure of few cells; B and T are lymphocytes, by their names, NK has no id."""
-    return annotator.with_temperature(0.05)
+def unsure(annotator, monkeypatch):
+    """A model that is sure of few cells; B and T are lymphocytes, by their names, NK is no term's name here."""
+    monkeypatch.setattr("canal.data.cell_ontology.SHORT_NAMES", {})
+    coarse._hierarchy.cache_clear()
+    yield annotator.with_temperature(0.05)
+    coarse._hierarchy.cache_clear()
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".parquet", ".csv"])

@@ -5,7 +5,7 @@ import pytest
 
 from canal.core.errors import DataError
 from canal.data import cell_ontology as module
-from canal.data.cell_ontology import RELEASE, ROOT, TABLE, Ontology, cell_ontology
+from canal.data.cell_ontology import RELEASE, ROOT, SHORT_NAMES, TABLE, Ontology, cell_ontology
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,21 @@ def test_other_names_are_found_and_none_is_guessed(ontology):
     assert ontology.id_of("Monocytes") == "CL:0000576"
     assert ontology.id_of("natural killer") == "CL:0000623"
     assert ontology.id_of("CD4-positive, alpha-beta T cells") == "CL:0000624"
-    for unknown in ("CD4 T", "alpha", "alpha cell", "NK", "", "s"):
+    for unknown in ("CD4 TN", "alpha", "alpha cell", "NKX", "", "s"):
         assert ontology.id_of(unknown) is None
+
+
+def test_short_names_of_blood_cells_are_known(ontology):
+    assert all(ontology.id_of(name.upper()) == term for name, term in SHORT_NAMES.items())
+    assert ontology.names[ontology.id_of("CD14 Monos")] == "CD14-positive, CD16-negative classical monocyte"
+    kinds = {
+        "cd4 t": "T cell", "cd8 t": "T cell", "treg": "T cell", "gdt": "T cell", "mait": "T cell",
+        "nk": "natural killer cell", "cd14 mono": "monocyte", "cd16 mono": "monocyte", "dc": "dendritic cell",
+        "pdc": "dendritic cell", "mk": "megakaryocyte", "hspc": "hematopoietic precursor cell",
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        assert kind in {ontology.names[one] for one in ontology.lineage(SHORT_NAMES[name])}
+    assert Ontology({}, {}).id_of("NK") is None
 
 
 def test_a_name_of_two_terms_is_none():

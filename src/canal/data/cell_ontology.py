@@ -25,6 +25,22 @@ RELEASE = "v2026-03-26"
 ROOT = "CL:0000000"
 """The term of which all others are a kind: cell."""
 
+SHORT_NAMES = {
+    "cd4 t": "CL:0000624",
+    "cd8 t": "CL:0000625",
+    "treg": "CL:0000815",
+    "gdt": "CL:0000798",
+    "mait": "CL:0000940",
+    "nk": "CL:0000623",
+    "cd14 mono": "CL:0002057",
+    "cd16 mono": "CL:0002396",
+    "dc": "CL:0000451",
+    "pdc": "CL:0000784",
+    "mk": "CL:0000556",
+    "hspc": "CL:0008001",
+}
+"""What most labels of blood cells say (those of Seurat's and Azimuth's references), as `id_of` reads names."""
+
 _SEPARATORS = re.compile(r"[\s_\-]+")
 _CELLS = re.compile(r" cells?$")
 
@@ -59,10 +75,12 @@ class Ontology:
         """Return the id of the term with this name; None where no term has it, or several do.
 
         Case, a plural s, "cell" or "cells" at the end, and blanks, hyphens and underscores for each other do
-        not matter. Synonyms are not asked: of all terms, "alpha cell" is one of a neuron of the retina.
+        not matter. Synonyms are not asked: of all terms, "alpha cell" is one of a neuron of the retina. Of
+        short names those of `SHORT_NAMES` are known.
         """
         found = self._by_name.get(_plain(name), ())
-        return found[0] if len(found) == 1 else None
+        short = SHORT_NAMES.get(_plain(name))
+        return found[0] if len(found) == 1 else short if short in self.names else None
 
     @cached_property
     def depth(self) -> Mapping[str, int]:
