@@ -173,7 +173,7 @@ def adata():
 
 @pytest.fixture
 def unsure(annotator, monkeypatch):
-    """A model that is sure of few cells; B and T are lymphocytes, by their names, NK is no term's name here."""
+    """A model that is sure of few cells; B and T are lymphocytes, by their names, NK has no id here."""
     monkeypatch.setattr("canal.data.cell_ontology.SHORT_NAMES", {})
     coarse._hierarchy.cache_clear()
     yield annotator.with_temperature(0.05)

@@ -39,7 +39,7 @@ SHORT_NAMES = {
     "mk": "CL:0000556",
     "hspc": "CL:0008001",
 }
-"""What most labels of blood cells say (those of Seurat's and Azimuth's references), as `id_of` reads names."""
+"""What most labels of blood cells say (those of Seurat's and Azimuth's references), in lower case."""
 
 _SEPARATORS = re.compile(r"[\s_\-]+")
 _CELLS = re.compile(r" cells?$")
