@@ -3,7 +3,7 @@
 import shutil
 
 from canal.app.beginning import adopt_backbone
-from canal.app.pipeline import project_step, run
+from canal.app.pipeline import followed, project_step, run
 from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.core.files import new_folder, write_json
@@ -47,6 +47,8 @@ def main() -> None:
     """Restore the backbone if it was learned; otherwise learn it as an MLflow Project step."""
     project = Project.open()
     folder = project.layout.model(BACKBONE)
+    if followed(project, BACKBONE):
+        return
     if version := project.learned(BACKBONE):
         restore_model(project.store, version, folder)
     else:
