@@ -38,6 +38,7 @@ Item = TypeVar("Item")
 _PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others within a batch: as long as the first one may show an epoch."""
 _POLL_S, _ENDING_S = 0.02, 2.0
+_LOST = "a process of the training has ended"
 
 
 class LostProcessError(TrainingError):
@@ -144,8 +145,7 @@ def _heard() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise LostProcessError(
-            f"a process of the training has ended ({str(error).strip()[:120]}): start the step again, which "
-            "goes on from its last epoch"
+            f"{_LOST} ({str(error).strip()[:120]}): start the step again, which goes on from its last epoch"
         ) from error
 
 
@@ -305,25 +305,30 @@ def _await(folder: Path, started: Sequence[subprocess.Popen[bytes]]) -> None:
     while waiting:
         waiting = {ready: process for ready, process in waiting.items() if not ready.exists()}
         if any(process.poll() is not None for process in waiting.values()):
-            raise LostProcessError("a process of the training has ended")
+            raise LostProcessError(_LOST)
         time.sleep(_POLL_S)
 
 
 def _what_ended(folder: Path, started: Sequence[subprocess.Popen[bytes]]) -> str:
     """Return which process has ended, how, and the last line that it wrote."""
     until = time.monotonic() + _ENDING_S
-    while not (ended := [one for one in started if one.poll() is not None]) and time.monotonic() < until:
+    while all(one.poll() is None for one in started) and time.monotonic() < until:
         time.sleep(_POLL_S)
+    time.sleep(_POLL_S)  # one that fails closes its connections a moment before it ends
+    ended = [(rank, code) for rank, one in enumerate(started, 1) if (code := one.poll()) is not None]
     if not ended:
         return "the processes of the training have lost each other"
-    # Those that a lost one has ended write that they have lost it: the first to blame is one that was killed.
-    first = min(ended, key=lambda one: (one.returncode >= 0, one.pid))
-    rank, code = started.index(first) + 1, first.returncode
-    lines = _log(folder, rank).read_text(encoding="utf-8", errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    said = {rank: _last_line(_log(folder, rank)) for rank, _ in ended}
+    # Those that have only lost another one are not to blame.
+    rank, code = min(ended, key=lambda one: (one[1] >= 0, said[one[0]].startswith(_LOST), one))
     how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-    said = f": {last[:300]}" if last and code >= 0 else ""
-    return f"process {rank + 1} of the {len(started) + 1} that learn together ended {how}{said}"
+    why = f": {said[rank][:300]}" if said[rank] and code >= 0 else ""
+    return f"process {rank + 1} of the {len(started) + 1} that learn together ended {how}{why}"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _ready(folder: Path, rank: int) -> Path:
