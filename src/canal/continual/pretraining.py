@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,17 +101,26 @@ def pretrain(
             f"the gene embedding has {corpus.gene_embedding.shape[1]} columns, "
             f"the backbone's dim is {config.dim}"
         )
-    return shared(_pretrain, (corpus, config, settings, seed), hooks or Hooks(), settings.batch_size)
-
-
-def _pretrain(
-    corpus: Corpus, config: BackboneConfig, settings: BackboneSettings, seed: int, hooks: Hooks, share: Share
-) -> tuple[Backbone, dict[str, Any]]:
-    """Pre-train as one of several processes; see `pretrain`."""
     random = generator(seed, "backbone")
     embedding = torch.from_numpy(corpus.gene_embedding.astype(np.float32))
     backbone = Backbone(new_performer(config, embedding, random), corpus.vocabulary)
-    task = _MaskedTask(backbone.for_panel(corpus.panel), random).to(hooks.device)
+    task = _MaskedTask(backbone.for_panel(corpus.panel), random)
+    return shared(
+        _pretrain, ((backbone, task), corpus, settings, seed), hooks or Hooks(), settings.batch_size
+    )
+
+
+def _pretrain(
+    start: tuple[Backbone, _MaskedTask],
+    corpus: Corpus,
+    settings: BackboneSettings,
+    seed: int,
+    hooks: Hooks,
+    share: Share,
+) -> tuple[Backbone, dict[str, Any]]:
+    """Pre-train as one of several processes; see `pretrain`."""
+    backbone, task = start if share.size == 1 else deepcopy(start)  # others may start again from it
+    task = task.to(hooks.device)
     trained = {name: value for name, value in task.named_parameters() if "pos_emb" not in name}
     for value in trained.values():
         value.requires_grad_(True)

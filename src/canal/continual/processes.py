@@ -29,6 +29,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from canal.core.errors import CanalError, ConfigError, TrainingError
 from canal.core.files import scratch_folder
@@ -197,7 +198,11 @@ def joined(device: str) -> Share:
         with _heard():
             if device == "cuda":
                 torch.cuda.set_device(place)
-            dist.init_process_group(name, timeout=_PATIENCE)
+            # torchrun keeps its store when it starts processes anew, with the addresses of those before.
+            attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+            store, *_ = next(rendezvous("env://", timeout=_PATIENCE))
+            own = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+            dist.init_process_group(name, store=own, rank=rank, world_size=size, timeout=_PATIENCE)
     return Share(rank, size, device)
 
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -58,18 +59,19 @@ def learn_stage(task: Task, settings: Continual, hooks: Hooks | None = None) -> 
         If the loss stops being finite, or the disk cannot hold the features that are to be kept.
     """
     hooks = hooks or Hooks()
+    start = starting_annotator(task)
     if hooks.processes not in (1, None) and hooks.cache_dir is not None:
         # By all threads, before other processes take some of them: these then find the features.
-        annotator = starting_annotator(task)
-        annotator.network.to(hooks.device)
+        start.network.to(hooks.device)
         with precision(hooks.dtype, hooks.device):
-            _Material.of(task, settings, annotator, replace(hooks, on_notice=lambda _: None))
-    return shared(_learn, (task, settings), hooks, settings.batch_size)
+            _Material.of(task, settings, start, replace(hooks, on_notice=lambda _: None))
+        start.network.to("cpu")
+    return shared(_learn, (task, settings, start), hooks, settings.batch_size)
 
 
-def _learn(task: Task, settings: Continual, hooks: Hooks, share: Share) -> Learned:
+def _learn(task: Task, settings: Continual, start: Annotator, hooks: Hooks, share: Share) -> Learned:
     """Learn a stage as one of several processes; see `learn_stage`."""
-    annotator = starting_annotator(task)
+    annotator = start if share.size == 1 else deepcopy(start)  # others may start again from it
     network = annotator.network.to(hooks.device)
     fit = Fit(network.trained(), _merit, hooks, fingerprint(task, settings, annotator, hooks), share)
     if not fit.stopped(settings.patience, settings.max_epochs):
