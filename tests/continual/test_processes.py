@@ -170,6 +170,11 @@ def test_more_processes_than_cells_of_a_batch_are_refused():
         learn_stage(second_task(), SEVEN, Hooks(processes=8))
 
 
+def test_processes_without_work_are_told():
+    assert Share(0, 2).idle(2) == ""
+    assert Share(0, 4).idle(2).startswith("of 4 processes, 2 have work")
+
+
 def test_a_torch_that_cannot_connect_processes_is_refused(monkeypatch):
     monkeypatch.setattr("torch.distributed.is_gloo_available", lambda: False)
     with pytest.raises(ConfigError, match="on cpu need gloo, which this torch"):

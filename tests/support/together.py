@@ -12,7 +12,7 @@ def exchange(seed: int, hooks: Hooks, share: Share) -> None:
     parts = list(torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)))
     own = torch.zeros(share.size)
     own[share.rank] = share.rank + 1
-    found = {
+    found: dict[str, object] = {
         "five": share.added([one.clone() for one in share.part(parts)], 7),
         "one": share.added([one.clone() for one in share.part(parts[:1])], 7),
         "merged": share.merged(own),

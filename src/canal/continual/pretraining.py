@@ -124,6 +124,8 @@ def _pretrain(
     trained = {name: value for name, value in task.named_parameters() if "pos_emb" not in name}
     for value in trained.values():
         value.requires_grad_(True)
+    if idle := share.idle(len(groups_of(torch.arange(settings.batch_size), task.performer, share.size))):
+        hooks.on_notice(idle)
     fit = Fit(trained, _merit, hooks, _fingerprint(corpus, settings, seed, task), share)
     with precision(hooks.dtype, hooks.device):
         _train(task, corpus, settings, seed, fit)

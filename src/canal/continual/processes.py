@@ -69,6 +69,15 @@ class Share:
         first, last = (-(-len(groups) * rank // self.size) for rank in (self.rank, self.rank + 1))
         return groups[first:last]
 
+    def idle(self, n_groups: int) -> str:
+        """Return a message on processes that a batch of so many groups leaves without work; else empty."""
+        if n_groups >= self.size:
+            return ""
+        return (
+            f"of {self.size} processes, {n_groups} have work: a batch is computed in {n_groups} groups of "
+            "cells; larger batches, networks or panels have more of them"
+        )
+
     def added(self, parts: Sequence[Tensor], length: int) -> Tensor:
         """Return the sum of all processes' parts, vectors of ``length`` numbers, the same in each of them.
 

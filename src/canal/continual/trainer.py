@@ -73,6 +73,8 @@ def _learn(task: Task, settings: Continual, start: Annotator, hooks: Hooks, shar
     """Learn a stage as one of several processes; see `learn_stage`."""
     annotator = start if share.size == 1 else deepcopy(start)  # others may start again from it
     network = annotator.network.to(hooks.device)
+    if idle := share.idle(len(groups_of(torch.arange(settings.batch_size), network.backbone, share.size))):
+        hooks.on_notice(idle)
     fit = Fit(network.trained(), _merit, hooks, fingerprint(task, settings, annotator, hooks), share)
     if not fit.stopped(settings.patience, settings.max_epochs):
         if more := task.added_genes:
