@@ -150,10 +150,10 @@ ALONE = Share()
 
 @contextmanager
 def _heard() -> Iterator[None]:
-    """Raise `LostProcessError` for what torch raises within an exchange."""
+    """Raise `LostProcessError` for what torch, or a pipe, raises within an exchange."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, BrokenPipeError) as error:
         raise LostProcessError(
             f"{_LOST} ({str(error).strip()[:120]}): start the step again, which goes on from its last epoch"
         ) from error
@@ -251,14 +251,15 @@ def assisted(
             for rank, process in enumerate(started, start=1):
                 share = Share(rank, number, device)
                 assert process.stdin is not None  # noqa: S101 - a pipe was asked for
-                pickle.dump(_Order(share, folder, own, work, arguments), process.stdin)
-                process.stdin.flush()
+                with _heard():
+                    pickle.dump(_Order(share, folder, own, work, arguments), process.stdin)
+                    process.stdin.flush()
             _await(folder, started)
             torch.set_num_threads(own)
             with _heard():
                 _meet(name, Share(0, number, device), folder)
             yield Share(0, number, device)
-        except (LostProcessError, BrokenPipeError) as error:
+        except LostProcessError as error:
             raise LostProcessError(_what_ended(folder, started)) from error
         finally:
             torch.set_num_threads(threads)
