@@ -24,9 +24,8 @@ def learn(project: Project, logged: StepRun) -> None:
         require_passing(layout.verdict(name), project.prepared_digest(name), name)
         logged.dataset(name, layout.prepared(config.stages[name].source) / "cells.h5ad", "pretrain")
     logged.params(config.backbone.model_dump(exclude=unused_settings(config)))
-    if not config.trains_network:
-        history = {"method": "exact", "epochs": []}
-    elif imported is None:
+    history = {"method": "exact", "epochs": []}
+    if config.trains_network and imported is None:
         backbone, history = pretrain_backbone(project, logged)
     with new_folder(layout.model(BACKBONE)) as folder:
         if imported is not None:
