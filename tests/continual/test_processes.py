@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from canal.app.running import check_before_run
 from canal.continual import fit, processes
 from canal.continual.fit import CHECKPOINT, MOST_RESTARTS, Fit, Hooks, groups_of, shared
 from canal.continual.pretraining import pretrain
@@ -189,7 +190,7 @@ def test_a_torch_that_cannot_connect_processes_is_refused(monkeypatch):
 def test_a_number_of_processes_that_is_none_is_refused(wrong, monkeypatch):
     monkeypatch.setenv(PROCESSES, wrong)
     with pytest.raises(ConfigError, match=f"{PROCESSES} is a number of processes from 1 on, found '{wrong}'"):
-        processes_asked()
+        check_before_run()  # of `canal run`, before DVC deletes what is to be made anew
 
 
 def test_torchruns_variables_say_which_process_this_is(monkeypatch):
@@ -231,13 +232,18 @@ learned = learn_stage(second_task(), SEVEN, Hooks(told, folder / "checkpoint", p
 """
 
 
+def environment():
+    """Return the environment of a script that has one thread, as tests have, and finds their support."""
+    env = {**own_code(), "OMP_NUM_THREADS": "1"}
+    return env | {"PYTHONPATH": f"{env['PYTHONPATH']}{os.pathsep}{Path.cwd()}"}
+
+
 @pytest.mark.chaos
 def test_torchrun_starts_the_processes_and_starts_them_anew_where_one_is_killed(tmp_path):
     (tmp_path / "learn.py").write_text(LEARN)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
     command = [sys.executable, *torchrun, str(tmp_path / "learn.py"), str(tmp_path), "0", "0", "once"]
-    env = {**own_code(), "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] += f"{os.pathsep}{Path.cwd()}"
+    env = environment()
     subprocess.run(command, env=env, check=True, capture_output=True, timeout=300)
     one = weights(learn_stage(second_task(), SEVEN).annotator.network)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == [one, one]
@@ -247,8 +253,7 @@ def test_torchrun_starts_the_processes_and_starts_them_anew_where_one_is_killed(
 @pytest.mark.chaos
 def test_where_the_step_itself_is_killed_the_others_end_and_the_next_one_goes_on(tmp_path):
     (tmp_path / "learn.py").write_text(LEARN)
-    env = own_code()
-    env["PYTHONPATH"] += f"{os.pathsep}{Path.cwd()}"
+    env = environment()
     command = [sys.executable, str(tmp_path / "learn.py"), str(tmp_path), "2"]
     process = psutil.Popen([*command, "600"], env=env)
     while not (tmp_path / "epoch-1").exists():
