@@ -168,10 +168,8 @@ def backend(device: str, local: int) -> str:
         If this torch lacks it, or there are fewer GPUs than processes.
     """
     name = "nccl" if device == "cuda" else "gloo"
-    if (
-        not dist.is_available()
-        or not {"nccl": dist.is_nccl_available, "gloo": dist.is_gloo_available}[name]()
-    ):
+    there = {"nccl": "is_nccl_available", "gloo": "is_gloo_available"}[name]
+    if not dist.is_available() or not getattr(dist, there)():
         raise ConfigError(
             f"processes that learn together on {device} need {name}, which this torch "
             f"({torch.__version__}) was built without: unset {PROCESSES}, or install another build of torch"
@@ -239,11 +237,16 @@ def assisted(
     Raises
     ------
     ConfigError
-        As `backend`.
+        As `backend`; if this process is in a group of torch.distributed already.
     LostProcessError
         If one of them ends before the block does.
     """
     name, threads = backend(device, number), torch.get_num_threads()
+    if dist.is_initialized():
+        raise ConfigError(
+            "this process is in a group of torch.distributed already, so it cannot start others to learn "
+            f"with it: let it leave the group (destroy_process_group), or unset {PROCESSES}"
+        )
     own = max(1, threads // number)
     with scratch_folder("processes") as folder:
         started = [_start(folder, rank) for rank in range(1, number)]
