@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := true
 # Where it is set, each of the hundred processes of a run compiles canal anew: a quarter of a short command.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint bound bench-registry bench-exact-sums bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-continual bench-exact-scale bench-exact-strange bench-hierarchy bench-installed chaos fuzz coverage docs reference release browser bench-silences bench-page bench-board help
+.PHONY: run test lint bound bench-registry bench-exact-sums bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-continual bench-exact-scale bench-exact-strange bench-hierarchy bench-installed chaos fuzz coverage docs reference release browser bench-silences bench-page bench-board gpu-check help
 
 run:  ## install what is missing, then `canal run`: learn, register, show it, say what to commit
 	@tools/setup.sh run
@@ -31,6 +31,10 @@ bound:  ## the same network trained on all stages at once: what continual learni
 bench-engine:  ## the engine beside a plain implementation of the published loop: ratios, half an hour
 	@tools/setup.sh run
 	@python benchmarks/engine.py
+
+gpu-check:  ## a GPU beside the CPU: logits, seconds of an epoch, bfloat16; fails where there is no GPU (ARGS="--preset scbert --genes 1000")
+	@tools/setup.sh run
+	@python benchmarks/gpu.py $(ARGS)
 
 bench-scaling:  ## seconds against cells, genes and threads, and the share of the machine's peak
 	@tools/setup.sh run

@@ -1,6 +1,6 @@
 """Learn one stage on top of its parent, by network, sums or both: models/<stage>/."""
 
-from canal.app.pipeline import argument, project_step, run
+from canal.app.pipeline import argument, followed, project_step, run
 from canal.app.project import Project
 from canal.core.files import new_folder
 from canal.registry.manifest.stage_request import stage_facts, sums_facts
@@ -38,6 +38,8 @@ def main() -> None:
     """Restore the stage if it was learned; otherwise learn it as an MLflow Project step."""
     project = Project.open()
     stage = argument("stage", project.config.stages)
+    if followed(project, stage):
+        return
     if version := project.learned(stage):
         restore_model(project.store, version, project.layout.model(stage))
     else:

@@ -3,7 +3,7 @@
 import shutil
 
 from canal.app.beginning import adopt_backbone
-from canal.app.pipeline import project_step, run
+from canal.app.pipeline import followed, project_step, run
 from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.core.files import new_folder, write_json
@@ -24,9 +24,8 @@ def learn(project: Project, logged: StepRun) -> None:
         require_passing(layout.verdict(name), project.prepared_digest(name), name)
         logged.dataset(name, layout.prepared(config.stages[name].source) / "cells.h5ad", "pretrain")
     logged.params(config.backbone.model_dump(exclude=unused_settings(config)))
-    if not config.trains_network:
-        history = {"method": "exact", "epochs": []}
-    elif imported is None:
+    history = {"method": "exact", "epochs": []}
+    if config.trains_network and imported is None:
         backbone, history = pretrain_backbone(project, logged)
     with new_folder(layout.model(BACKBONE)) as folder:
         if imported is not None:
@@ -47,6 +46,8 @@ def main() -> None:
     """Restore the backbone if it was learned; otherwise learn it as an MLflow Project step."""
     project = Project.open()
     folder = project.layout.model(BACKBONE)
+    if followed(project, BACKBONE):
+        return
     if version := project.learned(BACKBONE):
         restore_model(project.store, version, folder)
     else:

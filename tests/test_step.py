@@ -10,6 +10,7 @@ from canal.app.learning import watch_training
 from canal.app.pipeline import argument, run
 from canal.config.layout import Layout
 from canal.core.errors import ConfigError
+from canal.runtime.startup import PROCESSES
 from canal.tuning.document import trial_documents
 from canal.tuning.study import Study
 from tests.support.cells import make_config
@@ -29,6 +30,13 @@ def test_features_outlive_a_stage_and_its_checkpoints_do_not(project):
         assert (hooks.cache.max_bytes, hooks.cache.dtype) == (2_500_000_000, "float32")
     assert not hooks.checkpoint_dir.exists()
     assert (project.layout.features / "file").exists()
+
+
+def test_a_step_has_as_many_processes_as_the_environment_says(project, monkeypatch):
+    for asked, processes in (("", 1), ("3", 3)):
+        monkeypatch.setenv(PROCESSES, asked)
+        with watch_training(project, SimpleNamespace(), "first", max_epochs=3) as hooks:
+            assert hooks.processes == processes
 
 
 def test_a_step_that_fails_keeps_both_and_notices_are_shown(project, capsys):

@@ -87,7 +87,8 @@ def prepare_attempts(project: Project, stage: str) -> Attempts:
     require_available(config, stage)
     require_passing(layout.verdict(stage), project.prepared_digest(stage), stage)
     task, parent_state = stage_task(project, stage, bank_size=0)
-    hooks = replace(training_hooks(project), on_notice=_report_once(stage))
+    # Trials are short; `tuning.jobs` are their processes.
+    hooks = replace(training_hooks(project), on_notice=_report_once(stage), processes=1)
     tuning = tuning_of(project, stage)
     return Attempts(task, parent_state.bank, config.learning(stage), tuning, config.bank.capacity, hooks)
 

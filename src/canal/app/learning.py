@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from canal.app.declaring import LABELS_FILE
+from canal.app.declaring import LABELS_FILE, chosen_settings
 from canal.app.project import Project
 from canal.app.tasks import (
     corpus,
@@ -86,6 +86,31 @@ def _train_network(project: Project, logged: StepRun, stage: str, settings: Cont
     return replace(artifacts, batches=batches)
 
 
+def follow(project: Project, stage: str) -> None:
+    """Learn beside the first of torchrun's processes, which alone writes, logs and shows what is learned.
+
+    ``stage`` may be the backbone. Nothing is to be done where no network is learned, or one is restored.
+    """
+    config = project.config
+    if project.learned(stage):
+        return
+    torch.set_num_threads(config.threads)
+    hooks = replace(training_hooks(project), checkpoint_dir=_checkpoints(project, stage))
+    if stage == BACKBONE:
+        if config.trains_network and config.imported_backbone is None:
+            shape = PRESETS[config.backbone.preset].backbone
+            pretrain(corpus(project), shape, config.backbone, config.seed, hooks)
+        return
+    settings = chosen_settings(project, stage)
+    if settings.method != "exact" and config.stages[stage].merged is None:
+        learn_stage(stage_task(project, stage, settings.bank_size)[0], settings, hooks)
+
+
+def _checkpoints(project: Project, stage: str) -> Path:
+    """Return the folder of a training's checkpoints, which its request names."""
+    return project.layout.training(f"{stage}-{request_digest(project.config, stage)[:16]}")
+
+
 @contextmanager
 def watch_training(project: Project, logged: StepRun, stage: str, max_epochs: int) -> Iterator[Hooks]:
     """Yield hooks that show and log epochs, and keep checkpoints until the block succeeds.
@@ -93,7 +118,7 @@ def watch_training(project: Project, logged: StepRun, stage: str, max_epochs: in
     Checkpoints are in ``.canal/`` under the stage's request, since DVC deletes a stage's outs before it
     reruns the stage: a killed training resumes from them. Cached features are kept for later stages.
     """
-    scratch = project.layout.training(f"{stage}-{request_digest(project.config, stage)[:16]}")
+    scratch = _checkpoints(project, stage)
     with learning_progress(f"{stage}: training", max_epochs) as (bar, task):
 
         def show(epoch: dict[str, Any]) -> None:

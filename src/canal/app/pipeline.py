@@ -15,7 +15,7 @@ from canal.core.errors import CanalError, ConfigError, tell, there_are
 from canal.core.files import system_refusal
 from canal.core.progress import doing, watch
 from canal.registry.store.tracking import StepRun, handed_run, start_entry_point, step_run
-from canal.runtime.startup import INTERRUPTED, begin
+from canal.runtime.startup import INTERRUPTED, begin, follows
 
 _PATIENCE_S = 120
 
@@ -110,3 +110,16 @@ def project_step(
         torch.set_num_threads(project.config.threads)
         with step_run(project.store, project.config, stage, entry_point, run_id) as logged:
             learn(project, logged)
+
+
+def followed(project: Project, stage: str) -> bool:
+    """Learn with the first of torchrun's processes where this is another one of them; return whether it is.
+
+    The first one alone is an MLflow Project step, and writes what is learned.
+    """
+    if not follows():
+        return False
+    from canal.app.learning import follow
+
+    follow(project, stage)
+    return True

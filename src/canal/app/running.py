@@ -31,7 +31,7 @@ from canal.app.project import Project, git
 from canal.config.layout import Layout
 from canal.core.errors import CanalError, HistoryError, tell
 from canal.core.progress import AROUND, doing, span, told_together, watch
-from canal.runtime.startup import INTERRUPTED, begin
+from canal.runtime.startup import INTERRUPTED, begin, processes_asked
 
 _NEW = {
     "canal.json": "which canal the project uses",
@@ -109,9 +109,10 @@ def check_before_run() -> list[StagePlan]:
     Raises
     ------
     ConfigError, HistoryError
-        As the first step concerned would; if the project is read-only, has unresolved merge conflicts, or a
-        pipeline of another canal.
+        As the first step concerned would; if CANAL_PROCESSES is no number, the project is read-only, or has
+        unresolved merge conflicts, or a pipeline of another canal.
     """
+    processes_asked()
     project = Project.open()
     require_mergeable(project.layout.root)
     require_used(project.layout.root)

@@ -30,6 +30,7 @@ from canal.model.backbone import Backbone
 from canal.model.compute import find_device
 from canal.model.storage import PRESETS, read_names
 from canal.registry.manifest.version_folder import Key
+from canal.runtime.startup import processes_asked
 
 PART_CELLS = 50_000
 """Cells of a part of a stage, whose sums are added up by themselves."""
@@ -289,11 +290,12 @@ def why_unavailable(project: Project, stage: str, key: Key) -> str | None:
 
 
 def training_hooks(project: Project) -> Hooks:
-    """Return hooks with the project's feature cache, device and precision."""
+    """Return hooks with the project's feature cache, device and precision, and the processes asked for."""
     compute = project.config.compute
     return Hooks(
         cache_dir=project.layout.features,
         device=find_device(compute.device),
         dtype=compute.dtype,
         cache=project.config.cache,
+        processes=processes_asked(),
     )

@@ -3,7 +3,7 @@
 A checkpoint is one safetensors file, replaced after each epoch, with the training's state as JSON inside; a
 resumed training ends with the same bits. Each random draw has a generator of its own, named by its purpose,
 so that no draw shifts another. A batch's gradients are sums over groups of its cells, which are computed in
-threads side by side.
+threads side by side, and by several processes where `Hooks` says so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from canal.config.sections import Cache
-from canal.core.errors import TrainingError
+from canal.continual.processes import ALONE, LostProcessError, Share, assisted, joined
+from canal.core.digests import json_digest
+from canal.core.errors import ConfigError, TrainingError
 from canal.core.files import new_file
 from canal.model import Precision
 from canal.model.backbone import Performer
 from canal.model.compute import in_threads
 from canal.model.storage import weights_digest
+from canal.runtime.startup import PROCESSES
 
 Epoch = dict[str, Any]
 """Record of an epoch: its number as ``epoch``, and its measures, JSON values only."""
@@ -40,7 +43,11 @@ CHECKPOINT = "checkpoint.safetensors"
 FORMAT = 1
 """Of a checkpoint."""
 
+MOST_RESTARTS = 3
+"""How often a training goes on from its last epoch after one of its processes was lost."""
+
 _STATE = "canal"
+Result = TypeVar("Result")
 Group = TypeVar("Group")
 _LEAST_GROUPS = 2
 
@@ -70,6 +77,9 @@ class Hooks:
         How large the folder may become, and the type of the features, which holds with or without a folder.
     on_notice : callable
         Called with a message for the user.
+    processes : int or None
+        How many learn together, this one included; None: those that torchrun has started, one of which this
+        is. See `shared`.
     """
 
     on_epoch: Callable[[Epoch], None] = _silent
@@ -79,6 +89,71 @@ class Hooks:
     dtype: Precision = "float32"
     cache: Cache = Cache()
     on_notice: Callable[[str], None] = _silent
+    processes: int | None = 1
+
+
+def shared(work: Callable[..., Result], arguments: tuple[Any, ...], hooks: Hooks, batch_size: int) -> Result:
+    """Return ``work(*arguments, hooks, share)``, which as many processes as ``hooks`` say call together.
+
+    Each of them learns the same network; this one alone writes checkpoints and calls the hooks. Where one is
+    lost, new ones go on from the last checkpoint, `MOST_RESTARTS` times.
+
+    Parameters
+    ----------
+    work
+        A function of a module; what it is given can be pickled, except for the hooks' functions.
+    arguments, hooks
+    batch_size
+        Cells of a batch, of which each process needs one at least.
+
+    Raises
+    ------
+    ConfigError
+        If there are more processes than cells of a batch, or torch cannot connect them here.
+    LostProcessError
+        If processes were lost once more than `MOST_RESTARTS` times; under torchrun, which starts all of them
+        anew, the first time.
+    """
+    if hooks.processes is None:
+        share = joined(hooks.device)
+        _require_cells(share.size, batch_size)
+        return work(*arguments, hooks if share.rank == 0 else _unheard(hooks), share)
+    if hooks.processes == 1:
+        return work(*arguments, hooks, ALONE)
+    _require_cells(hooks.processes, batch_size)
+    told: list[int] = [0]
+
+    def tell_once(record: Epoch) -> None:
+        """Leave out the epochs that were told before a process was lost."""
+        if record["epoch"] > told[-1]:
+            told.append(record["epoch"])
+            hooks.on_epoch(record)
+
+    for left in reversed(range(MOST_RESTARTS + 1)):
+        try:
+            with assisted(hooks.processes, hooks.device, work, (*arguments, _unheard(hooks))) as share:
+                return work(*arguments, replace(hooks, on_epoch=tell_once), share)
+        except LostProcessError as error:
+            if not left:
+                raise LostProcessError(
+                    f"{error}; so it was {MOST_RESTARTS + 1} times. Start the step again, which goes on from "
+                    f"its last epoch, or by fewer processes ({PROCESSES})"
+                ) from error
+            hooks.on_notice(f"{error}: going on from epoch {told[-1]}")
+    raise AssertionError
+
+
+def _unheard(hooks: Hooks) -> Hooks:
+    """Return the hooks of a process beside the first."""
+    return replace(hooks, on_epoch=_silent, on_notice=_silent)
+
+
+def _require_cells(processes: int, batch_size: int) -> None:
+    if processes > batch_size:
+        raise ConfigError(
+            f"{processes} processes were asked for ({PROCESSES}, or torchrun), but a batch has {batch_size} "
+            f"cells (batch_size in params.yaml): ask for {batch_size} at most"
+        )
 
 
 @dataclass
@@ -94,6 +169,8 @@ class Fit:
     hooks : Hooks
     fingerprint : str
         Names this training; a checkpoint with another name is not resumed.
+    share : Share
+        What this process does of the training; the first one alone writes checkpoints.
     epochs : list
         Records of all epochs so far.
     """
@@ -102,6 +179,7 @@ class Fit:
     merit: Merit
     hooks: Hooks
     fingerprint: str
+    share: Share = ALONE
     epochs: list[Epoch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -109,6 +187,7 @@ class Fit:
         self._best = self._values()
         if self._path is not None and (checkpoint := read_checkpoint(self._path, self.fingerprint)):
             self._restore(checkpoint)
+        self.share.agree(json_digest([self.fingerprint, self.epochs]))
         for record in self.epochs:
             self.hooks.on_epoch(record)
 
@@ -135,7 +214,7 @@ class Fit:
         self.epochs.append(record)
         if self.best_epoch == record["epoch"]:
             self._best = self._values()
-        if self._path is not None:
+        if self._path is not None and self.share.rank == 0:
             tensors = with_prefix("now", self._values()) | with_prefix("best", self._best)
             for name, parameter in self.parameters.items():
                 tensors |= with_prefix(f"adam/{name}", self._optimizer.state[parameter])
@@ -249,20 +328,24 @@ def generator(seed: int, purpose: str, number: int = 0) -> torch.Generator:
 # Gradients.
 
 
-def groups_of(rows: Tensor, performer: Performer) -> tuple[Tensor, ...]:
+def groups_of(rows: Tensor, performer: Performer, processes: int = 1) -> tuple[Tensor, ...]:
     """Return ``rows`` of a batch in groups that go through ``performer`` at a time, at least two groups.
 
     How a batch is divided depends on its size and the network's shape, never on the number of threads or on a
-    measurement: sums of gradients, and so the weights, are the same bits on one core and on many.
+    measurement: sums of gradients, and so the weights, are the same bits on one core and on many. On a GPU
+    alone, where groups are large and bits are not promised, there are as many as ``processes`` at least.
     """
     size = performer.cells_at_a_time
-    if not performer.token_emb.weight.is_cuda:
-        size = min(size, -(-len(rows) // _LEAST_GROUPS))
-    return torch.split(rows, max(1, size))
+    least = processes if performer.token_emb.weight.is_cuda else _LEAST_GROUPS
+    return torch.split(rows, max(1, min(size, -(-len(rows) // least))))
 
 
 def sum_gradients(
-    parameters: Sequence[nn.Parameter], groups: Sequence[Group], losses: Callable[[Group], Tensor]
+    parameters: Sequence[nn.Parameter],
+    groups: Sequence[Group],
+    losses: Callable[[Group], Tensor],
+    share: Share = ALONE,
+    n_losses: int = 1,
 ) -> Tensor:
     """Set each parameter's gradient to that of the batch's loss, and return the batch's losses.
 
@@ -271,14 +354,16 @@ def sum_gradients(
     parameters
         What is fitted. All must take part in the loss.
     groups
-        The batch, divided.
+        The batch, divided; of several processes, what is this one's.
     losses
-        A group's share of the batch's losses, a vector whose first entry is minimised.
+        A group's share of the batch's losses, a vector of ``n_losses`` whose first entry is minimised. What
+        is a mean over the batch is divided by the whole batch's number, whoever computes the group.
+    share, n_losses
 
     Returns
     -------
     Tensor
-        The sum of ``losses`` over the groups, detached.
+        The sum of ``losses`` over the groups, of all processes, detached.
     """
 
     def one(group: Group) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -286,12 +371,23 @@ def sum_gradients(
             values = losses(group)
             return values.detach(), torch.autograd.grad(values[0], parameters)
 
-    values, gradients = zip(*in_threads(one, groups), strict=True)
-    # By `in_threads` as well: torch's own threads would go on spinning on their cores.
-    added = in_threads(_added, zip(*gradients, strict=True))
+    if share.size == 1:
+        values, gradients = zip(*in_threads(one, groups), strict=True)
+        # By `in_threads` as well: torch's own threads would go on spinning on their cores.
+        added = in_threads(_added, zip(*gradients, strict=True))
+        value = _added(values)
+    else:
+
+        def in_a_row(group: Group) -> Tensor:
+            values, gradients = one(group)
+            return torch.cat([values, *(gradient.flatten() for gradient in gradients)])
+
+        sizes = [parameter.numel() for parameter in parameters]
+        total = share.added(in_threads(in_a_row, groups), n_losses + sum(sizes))
+        value, *added = torch.split(total, [n_losses, *sizes])
     for parameter, gradient in zip(parameters, added, strict=True):
-        parameter.grad = gradient
-    return _added(values)
+        parameter.grad = gradient.view_as(parameter)
+    return value
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:

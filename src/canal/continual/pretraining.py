@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from canal.config.sections import Backbone as BackboneSettings
-from canal.continual.fit import Epoch, Fit, Hooks, generator, groups_of, sum_gradients
+from canal.continual.fit import Epoch, Fit, Hooks, generator, groups_of, shared, sum_gradients
+from canal.continual.processes import Share
 from canal.core.digests import json_digest
 from canal.core.errors import DataError, TrainingError
 from canal.core.progress import counted, doing
@@ -86,14 +88,14 @@ def pretrain(
     A share ``settings.mask_share`` of each cell's *expressed* genes is masked, anew in every epoch: zeros,
     two thirds of the panel and more, would teach little. The loss is the cross-entropy of the masked tokens.
     The held-out cells are masked once. Training keeps the epoch of lowest held-out loss and ends after
-    ``settings.patience`` epochs without a lower one: a few hundred cells over-fit soon.
+    ``settings.patience`` epochs without a lower one: a few hundred cells over-fit soon. Several processes
+    learn the same, and draw the same masks, as one (`canal.continual.fit.shared`).
 
     Raises
     ------
     TrainingError
         If the loss stops being finite, or the embedding's width is not the network's.
     """
-    hooks = hooks or Hooks()
     if corpus.gene_embedding.shape[1] != config.dim:
         raise TrainingError(
             f"the gene embedding has {corpus.gene_embedding.shape[1]} columns, "
@@ -102,11 +104,29 @@ def pretrain(
     random = generator(seed, "backbone")
     embedding = torch.from_numpy(corpus.gene_embedding.astype(np.float32))
     backbone = Backbone(new_performer(config, embedding, random), corpus.vocabulary)
-    task = _MaskedTask(backbone.for_panel(corpus.panel), random).to(hooks.device)
+    task = _MaskedTask(backbone.for_panel(corpus.panel), random)
+    return shared(
+        _pretrain, ((backbone, task), corpus, settings, seed), hooks or Hooks(), settings.batch_size
+    )
+
+
+def _pretrain(
+    start: tuple[Backbone, _MaskedTask],
+    corpus: Corpus,
+    settings: BackboneSettings,
+    seed: int,
+    hooks: Hooks,
+    share: Share,
+) -> tuple[Backbone, dict[str, Any]]:
+    """Pre-train as one of several processes; see `pretrain`."""
+    backbone, task = start if share.size == 1 else deepcopy(start)  # others may start again from it
+    task = task.to(hooks.device)
     trained = {name: value for name, value in task.named_parameters() if "pos_emb" not in name}
     for value in trained.values():
         value.requires_grad_(True)
-    fit = Fit(trained, _merit, hooks, _fingerprint(corpus, settings, seed, task))
+    if idle := share.idle(len(groups_of(torch.arange(settings.batch_size), task.performer, share.size))):
+        hooks.on_notice(idle)
+    fit = Fit(trained, _merit, hooks, _fingerprint(corpus, settings, seed, task), share)
     with precision(hooks.dtype, hooks.device):
         _train(task, corpus, settings, seed, fit)
     fit.take_best()
@@ -164,7 +184,8 @@ def _train(task: _MaskedTask, corpus: Corpus, settings: BackboneSettings, seed: 
     train, held_out = _tokens(corpus.train), _tokens(corpus.held_out)
     held_out_mask = mask_expressed(held_out, settings.mask_share, generator(seed, "held-out mask"))
     held_out_groups = groups_of(torch.arange(len(held_out)), task.performer)
-    parameters = list(fit.parameters.values())
+    parameters, share = list(fit.parameters.values()), fit.share
+    own_held_out = share.part(range(len(held_out_groups)))
     while not fit.stopped(settings.patience, settings.max_epochs):
         number = len(fit.epochs) + 1
         random = generator(seed, "pretraining", number)
@@ -178,16 +199,22 @@ def _train(task: _MaskedTask, corpus: Corpus, settings: BackboneSettings, seed: 
                     def losses(group: Tensor, masked: Tensor = masked, n: int = n) -> Tensor:
                         return (_loss(task, train, masked, group) / n).unsqueeze(0)
 
-                    value = float(sum_gradients(parameters, groups_of(rows, task.performer), losses))
+                    groups = share.part(groups_of(rows, task.performer, share.size))
+                    value = float(sum_gradients(parameters, groups, losses, share))
                     fit.step(value, settings.learning_rate)
                     loss, weight = loss + n * value, weight + n
                 count(len(rows))
         record: Epoch = {"epoch": number, "loss": loss / max(weight, 1)}
         with torch.no_grad(), doing(f"epoch {number}: predicting masked genes of held-out cells"):
-            losses_of = in_threads(
-                lambda own: float(_loss(task, held_out, held_out_mask, own)), held_out_groups
+            losses_of = torch.zeros(len(held_out_groups), dtype=torch.float64)
+            losses_of[list(own_held_out)] = torch.tensor(
+                in_threads(
+                    lambda n: float(_loss(task, held_out, held_out_mask, held_out_groups[n])), own_held_out
+                ),
+                dtype=torch.float64,
             )
-        fit.end_epoch(record | {"held_out_loss": sum(losses_of) / max(int(held_out_mask.sum()), 1)})
+            held_out_loss = sum(share.merged(losses_of).tolist()) / max(int(held_out_mask.sum()), 1)
+        fit.end_epoch(record | {"held_out_loss": held_out_loss})
 
 
 def _tokens(cells: np.ndarray) -> Tensor:

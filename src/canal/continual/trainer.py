@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,8 +23,9 @@ from torch.nn import functional
 from canal.config.sections import Continual
 from canal.continual.cells import LabelledCells
 from canal.continual.feature_cache import PrefixFeatures, representations
-from canal.continual.fit import Epoch, Fit, Hooks, generator, groups_of, sum_gradients
+from canal.continual.fit import Epoch, Fit, Hooks, generator, groups_of, shared, sum_gradients
 from canal.continual.pretraining import place_genes
+from canal.continual.processes import Share
 from canal.continual.segments import CacheSpace
 from canal.continual.stage import Learned, Task
 from canal.core.digests import json_digest
@@ -48,8 +50,8 @@ def learn_stage(task: Task, settings: Continual, hooks: Hooks | None = None) -> 
     average accuracy A_t, is the epoch's score. The best epoch is kept, a tie going to the lower
     cross-entropy; training ends after ``settings.patience`` epochs without a better score.
 
-    The same task, settings and machine give the same weights bit for bit, on however many threads, with or
-    without the cache, interrupted and resumed or not.
+    The same task, settings and machine give the same weights bit for bit, on however many threads, by however
+    many processes (`canal.continual.fit.shared`), with or without the cache, interrupted and resumed or not.
 
     Raises
     ------
@@ -57,9 +59,23 @@ def learn_stage(task: Task, settings: Continual, hooks: Hooks | None = None) -> 
         If the loss stops being finite, or the disk cannot hold the features that are to be kept.
     """
     hooks = hooks or Hooks()
-    annotator = starting_annotator(task)
+    start = starting_annotator(task)
+    if hooks.processes not in (1, None) and hooks.cache_dir is not None:
+        # By all threads, before other processes take some of them: these then find the features.
+        start.network.to(hooks.device)
+        with precision(hooks.dtype, hooks.device):
+            _Material.of(task, settings, start, replace(hooks, on_notice=lambda _: None))
+        start.network.to("cpu")
+    return shared(_learn, (task, settings, start), hooks, settings.batch_size)
+
+
+def _learn(task: Task, settings: Continual, start: Annotator, hooks: Hooks, share: Share) -> Learned:
+    """Learn a stage as one of several processes; see `learn_stage`."""
+    annotator = start if share.size == 1 else deepcopy(start)  # others may start again from it
     network = annotator.network.to(hooks.device)
-    fit = Fit(network.trained(), _merit, hooks, fingerprint(task, settings, annotator, hooks))
+    if idle := share.idle(len(groups_of(torch.arange(settings.batch_size), network.backbone, share.size))):
+        hooks.on_notice(idle)
+    fit = Fit(network.trained(), _merit, hooks, fingerprint(task, settings, annotator, hooks), share)
     if not fit.stopped(settings.patience, settings.max_epochs):
         if more := task.added_genes:
             hooks.on_notice(f"the panel grows by {len(more)} genes, such as {', '.join(more[:8])}")
@@ -67,7 +83,7 @@ def learn_stage(task: Task, settings: Continual, hooks: Hooks | None = None) -> 
             material = _Material.of(task, settings, annotator, hooks)
             while not fit.stopped(settings.patience, settings.max_epochs):
                 record = _train_epoch(network, material, fit, settings, task)
-                fit.end_epoch(record | _validate(network, material, task.stage))
+                fit.end_epoch(record | _validate(network, material, task.stage, share))
     fit.take_best()
     network.to("cpu")
     return Learned(annotator, task.teacher, history_document(task, settings, fit))
@@ -140,10 +156,17 @@ class _Material:
             {name: (part, targets(validation[name])) for name, part in zip(validation, rows, strict=True)},
         )
 
-    def batch(self, rows: Tensor) -> Tensor:
-        """Return the features of the cells at ``rows``; pinned, where a GPU is to read them."""
-        features = self.features.rows(rows.numpy())
-        return features if self.features.device.type == "cpu" else features.pin_memory()
+    def groups(self, groups: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return the rows of each group with the features of its cells; pinned, where a GPU is to read them.
+
+        The groups are consecutive ones of a batch, and are read at once.
+        """
+        if not groups:
+            return []
+        features = self.features.rows(torch.cat([*groups]).numpy())
+        if self.features.device.type != "cpu":
+            features = features.pin_memory()
+        return list(zip(groups, torch.split(features, [len(group) for group in groups]), strict=True))
 
 
 def starting_annotator(task: Task) -> Annotator:
@@ -166,13 +189,17 @@ def _train_epoch(
     rate = learning_rate(number, settings)
     distillation = distillation_weight(settings.distillation, len(task.old_labels), len(task.labels))
     order = torch.randperm(len(material.targets), generator=generator(task.seed, "order", number))
-    parameters, sums = list(fit.parameters.values()), np.zeros(3)
+    parameters, sums, share = list(fit.parameters.values()), np.zeros(3), fit.share
     batches = torch.split(order, settings.batch_size)
+
+    def load(batch: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return material.groups(share.part(groups_of(batch, network.backbone, share.size)))
+
     with (
-        closing(prefetched(batches, material.batch)) as loaded,
+        closing(prefetched(batches, load)) as loaded,
         counted(f"epoch {number}: trained on", len(order)) as count,
     ):
-        for batch, rows in zip(batches, loaded, strict=True):
+        for batch, groups in zip(batches, loaded, strict=True):
 
             def losses(group: tuple[Tensor, Tensor], size: int = len(batch)) -> Tensor:
                 chosen, features = group
@@ -182,8 +209,7 @@ def _train_epoch(
                 parts = stage_losses(answer, targets, remembered, distillation, settings.label_smoothing)
                 return torch.stack(parts) * (len(chosen) / size)
 
-            groups = zip(groups_of(batch, network.backbone), groups_of(rows, network.backbone), strict=True)
-            values = sum_gradients(parameters, list(groups), losses).double().cpu()
+            values = sum_gradients(parameters, groups, losses, share, len(sums)).double().cpu()
             fit.step(float(values[0]), rate)
             sums += len(batch) * values.numpy()
             count(len(batch))
@@ -193,7 +219,7 @@ def _train_epoch(
 
 @torch.no_grad()
 @doing("predicting validation and probe cells")
-def _validate(network: AnnotatorNetwork, material: _Material, stage: str) -> Epoch:
+def _validate(network: AnnotatorNetwork, material: _Material, stage: str, share: Share) -> Epoch:
     """Return the accuracy on each stage's validation cells, their mean as score, and the mean cross-entropy.
 
     For the new stage the balanced accuracy is returned, too: in it no type outweighs another.
@@ -203,13 +229,19 @@ def _validate(network: AnnotatorNetwork, material: _Material, stage: str) -> Epo
     cross_entropy: list[float] = []
     device = network.head.filter.weight.device
 
-    def answer(features: Tensor) -> Tensor:
-        return network.finish(features.to(device, non_blocking=True)).logits.cpu()
+    def load(batch: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return material.groups(share.part(groups_of(batch, network.backbone, share.size)))
+
+    def answer(group: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        rows, features = group
+        return rows, network.finish(features.to(device, non_blocking=True)).logits.float().cpu()
 
     for name, (rows, targets) in material.validation.items():
-        with closing(prefetched(torch.split(rows, MOST_CELLS), material.batch)) as loaded:
-            parts = [in_threads(answer, groups_of(batch, network.backbone)) for batch in loaded]
-        logits = torch.cat([part for group in parts for part in group])
+        own = torch.zeros(len(rows), network.head.prototypes.out_features)
+        with closing(prefetched(torch.split(rows, MOST_CELLS), load)) as loaded:
+            for chosen, part in (one for groups in loaded for one in in_threads(answer, groups)):
+                own[chosen - rows[0]] = part
+        logits = share.merged(own)
         right = (logits.argmax(1) == targets).double()
         accuracy[name] = float(right.mean())
         balanced[name] = float(np.mean([float(right[targets == c].mean()) for c in set(targets.tolist())]))
