@@ -44,7 +44,7 @@ def weights(network):
 
 def others():
     """Return the processes that this one has started to learn with it."""
-    return [one for one in psutil.Process().children() if "assist()" in " ".join(one.cmdline())]
+    return [one for one in psutil.Process().children() if "--multiprocessing-fork" in one.cmdline()]
 
 
 def test_two_processes_pretrain_as_one_does_to_the_bit():
@@ -156,12 +156,15 @@ def test_a_training_that_loses_its_processes_again_and_again_ends(monkeypatch):
 
 def test_what_a_lost_process_said_last_is_told(tmp_path):
     def started(rank, what):
-        log = (tmp_path / f"{rank}.log").open("wb")
-        return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({what!r})"], stderr=log)
+        log = str(tmp_path / f"{rank}.log")
+        code = f"import sys\nsys.stderr = open({log!r}, 'w')\nsys.exit({what!r})"
+        process = processes._SPAWN.Process(target=exec, args=(code,))
+        process.start()
+        return process
 
     both = [started(1, f"{processes._LOST} (closed)"), started(2, "no space left")]
     for one in both:
-        one.wait()
+        one.join()
     found = processes._what_ended(tmp_path, both)
     assert found == "process 3 of the 3 that learn together ended with exit code 1: no space left"
 

@@ -12,17 +12,17 @@ them by torchrun (`joined`), on one or several machines.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import pickle  # noqa: S403 - see `assist`
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -33,7 +33,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from canal.core.errors import CanalError, ConfigError, TrainingError
 from canal.core.files import scratch_folder
-from canal.runtime.startup import PROCESSES, TORCHRUN, own_code
+from canal.runtime.startup import PROCESSES, TORCHRUN
 
 Item = TypeVar("Item")
 _PATIENCE = timedelta(minutes=30)
@@ -249,14 +249,12 @@ def assisted(
         )
     own = max(1, threads // number)
     with scratch_folder("processes") as folder:
-        started = [_start(folder, rank) for rank in range(1, number)]
+        pipes = [_SPAWN.Pipe(duplex=False) for _ in range(1, number)]
+        started = [_start(folder, rank, reader) for rank, (reader, _) in enumerate(pipes, start=1)]
         try:
-            for rank, process in enumerate(started, start=1):
-                share = Share(rank, number, device)
-                assert process.stdin is not None  # noqa: S101 - a pipe was asked for
+            for rank, (_, orders) in enumerate(pipes, start=1):
                 with _heard():
-                    pickle.dump(_Order(share, folder, own, work, arguments), process.stdin)
-                    process.stdin.flush()
+                    orders.send(_Order(Share(rank, number, device), folder, own, work, arguments))
             _await(folder, started)
             torch.set_num_threads(own)
             with _heard():
@@ -270,28 +268,31 @@ def assisted(
                 dist.destroy_process_group()
             for process in started:
                 process.kill()
-                process.wait()
-                with suppress(BrokenPipeError):
-                    process.stdin.close()  # type: ignore[union-attr]
+                process.join()
+            for ends in pipes:
+                for end in ends:
+                    end.close()
 
 
-def _start(folder: Path, rank: int) -> subprocess.Popen[bytes]:
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would share torch's threads and open stores
+
+
+def _start(folder: Path, rank: int, orders: Connection) -> SpawnProcess:
     """Start a process that waits for its order; what it writes is kept beside the others'."""
-    command = [sys.executable, "-c", "from canal.continual.processes import assist; assist()"]
-    with _log(folder, rank).open("wb") as log:
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=own_code(), bufsize=-1
-        )
+    process = _SPAWN.Process(target=_assist, args=(orders, _log(folder, rank)), daemon=True)
+    process.start()
+    orders.close()  # the process has its own end, and a pipe without a reader breaks
+    return process
 
 
-def assist() -> None:
-    """Do the work that the process at the other end of the standard input orders, and end with it.
-
-    The order comes through a pipe from the process that started this one, never from a file or a network.
-    """
+def _assist(orders: Connection, log: Path) -> None:
+    """Do the work that the process at the other end of a pipe orders, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process, which ends this one
-    order: _Order = pickle.load(sys.stdin.buffer)  # noqa: S301 - from this process's own parent
+    with log.open("wb") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    order: _Order = orders.recv()
     torch.set_num_threads(order.threads)
     try:
         _ready(order.folder, order.share.rank).touch()
@@ -304,8 +305,8 @@ def assist() -> None:
 
 
 def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
     os._exit(1)
 
 
@@ -317,23 +318,23 @@ def _meet(name: str, share: Share, folder: Path) -> None:
     dist.init_process_group(name, store=store, rank=share.rank, world_size=share.size, timeout=_PATIENCE)
 
 
-def _await(folder: Path, started: Sequence[subprocess.Popen[bytes]]) -> None:
+def _await(folder: Path, started: Sequence[SpawnProcess]) -> None:
     """Wait until all processes have read their orders."""
     waiting = {_ready(folder, rank): process for rank, process in enumerate(started, start=1)}
     while waiting:
         waiting = {ready: process for ready, process in waiting.items() if not ready.exists()}
-        if any(process.poll() is not None for process in waiting.values()):
+        if any(process.exitcode is not None for process in waiting.values()):
             raise LostProcessError(_LOST)
         time.sleep(_POLL_S)
 
 
-def _what_ended(folder: Path, started: Sequence[subprocess.Popen[bytes]]) -> str:
+def _what_ended(folder: Path, started: Sequence[SpawnProcess]) -> str:
     """Return which process has ended, how, and the last line that it wrote."""
     until = time.monotonic() + _ENDING_S
-    while all(one.poll() is None for one in started) and time.monotonic() < until:
+    while all(one.exitcode is None for one in started) and time.monotonic() < until:
         time.sleep(_POLL_S)
     time.sleep(_POLL_S)  # one that fails closes its connections a moment before it ends
-    ended = [(rank, code) for rank, one in enumerate(started, 1) if (code := one.poll()) is not None]
+    ended = [(rank, code) for rank, one in enumerate(started, 1) if (code := one.exitcode) is not None]
     if not ended:
         return "the processes of the training have lost each other"
     said = {rank: _last_line(_log(folder, rank)) for rank, _ in ended}
