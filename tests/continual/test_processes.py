@@ -42,9 +42,10 @@ def weights(network):
     return weights_digest(network.state_dict())
 
 
-def others():
-    """Return the processes that this one has started to learn with it."""
-    return [one for one in psutil.Process().children() if "--multiprocessing-fork" in one.cmdline()]
+def others(process=None):
+    """Return the processes that one, by default this, has started to learn with it."""
+    process = process or psutil.Process()
+    return [one for one in process.children() if "--multiprocessing-fork" in one.cmdline()]
 
 
 def test_two_processes_pretrain_as_one_does_to_the_bit():
@@ -230,8 +231,9 @@ def told(record):
         os.kill(os.getpid(), 9)
     time.sleep(pause)
 
-learned = learn_stage(second_task(), SEVEN, Hooks(told, folder / "checkpoint", processes=processes))
-(folder / f"{rank}.txt").write_text(weights_digest(learned.annotator.network.state_dict()))
+if __name__ == "__main__":
+    learned = learn_stage(second_task(), SEVEN, Hooks(told, folder / "checkpoint", processes=processes))
+    (folder / f"{rank}.txt").write_text(weights_digest(learned.annotator.network.state_dict()))
 """
 
 
@@ -260,8 +262,9 @@ def test_where_the_step_itself_is_killed_the_others_end_and_the_next_one_goes_on
     command = [sys.executable, str(tmp_path / "learn.py"), str(tmp_path), "2"]
     process = psutil.Popen([*command, "600"], env=env)
     while not (tmp_path / "epoch-1").exists():
+        assert process.is_running()
         time.sleep(0.1)
-    (other,) = process.children()
+    (other,) = others(process)
     process.kill()
     process.wait()
     psutil.wait_procs([other], timeout=20)
