@@ -1,6 +1,6 @@
 import pytest
 
-from canal.annotation.naming import cover
+from canal.annotation.coverage import cover
 from canal.annotation.query import query_adata
 from canal.core.errors import DataError
 from tests.support.cells import gene_names, make_adata

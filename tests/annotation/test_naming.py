@@ -1,5 +1,6 @@
 """Genes by other names."""
 
+import gzip
 import json
 
 import anndata
@@ -8,12 +9,14 @@ import pandas as pd
 import pytest
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad
-from canal.annotation.naming import Naming, rename
+from canal.annotation.naming import OWN_GENES, Naming, rename
 from canal.annotation.options import Options
 from canal.annotation.query import query_adata
 from canal.annotation.summary import lost_weight
+from canal.core.digests import file_digest
 from canal.core.errors import DataError
-from canal.data.genes import read_aliases, read_pairs
+from canal.data import genes
+from canal.data.genes import HUMAN_TABLE, human_symbols, read_aliases, read_pairs
 from tests.support.cells import gene_names, make_adata, write_adata
 
 PANEL = gene_names(20)
@@ -46,6 +49,48 @@ def renamed(adata, naming=None):
 def test_known_names_stay():
     query, found = renamed(make_adata({"B": 5}, n_genes=20))
     assert (list(query.genes), found) == (PANEL, {})
+
+
+SYMBOLS = {
+    "CD3E": "ENSG00000198851", "MS4A1": "ENSG00000156738", "LYZ": "ENSG00000090382",
+    "NKG7": "ENSG00000105374", "PTPRC": "ENSG00000081237", "MALAT1": "ENSG00000251562", "TRDC": "ENSG00000211829",
+    "IGHM": "ENSG00000211899",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", ["", ".4"])
+def test_ids_of_human_genes_alone_are_looked_up_in_canals_own_table(adata, version, tmp_path):
+    ids = [f"{one}{version}" for one in SYMBOLS.values()]
+    query = query_adata(named(adata[:, : len(ids)], ids), "X", None)
+    found, how = rename(query, [*SYMBOLS], Naming(), chosen=False)
+    assert list(found.genes) == [*SYMBOLS]
+    about = {"name": HUMAN_TABLE.name, "sha256": file_digest(HUMAN_TABLE)}
+    assert how == {"gene_map": len(ids), OWN_GENES: about}
+    own = Naming(gene_map=table(tmp_path / "own.tsv", [(SYMBOLS["LYZ"], "LYZ")]))
+    found, how = rename(query, [*SYMBOLS], own, chosen=False)  # a table of the user's own stands instead
+    assert (how["gene_map"], OWN_GENES in how) == (1, False)
+    _, how = rename(query, [*SYMBOLS.values()], Naming(), chosen=False)  # a model that knows ids
+    assert OWN_GENES not in how
+
+
+def test_the_table_of_human_genes_tells_where_it_is_from_and_is_small(tmp_path, monkeypatch):
+    pairs = human_symbols()
+    assert len(pairs) > 25_000
+    assert all(len(symbols) == 1 for symbols in pairs.values())
+    head = gzip.decompress(HUMAN_TABLE.read_bytes()).decode().split("\n")[:6]
+    for words in (
+        "Ensembl id",
+        "GENCODE release 48",
+        "MIT licence",
+        "no restrictions",
+        "Changed",
+        "human_genes.py",
+    ):
+        assert any(words in line for line in head)
+    assert HUMAN_TABLE.stat().st_size < 200_000
+    monkeypatch.setattr(genes, "HUMAN_TABLE", tmp_path / "lost.tsv.gz")
+    with pytest.raises(DataError, match="missing or damaged.*--gene-map FILE"):
+        human_symbols()
 
 
 @pytest.mark.parametrize("column", ["feature_name", "gene_symbols", "symbol"])

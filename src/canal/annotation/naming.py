@@ -1,8 +1,7 @@
-"""Match a query's gene names to a model's genes by columns, ids, orthologs and aliases; measure coverage."""
+"""Match a query's gene names to a model's genes by columns, ids, orthologs and aliases."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,15 @@ from canal.annotation.columns import check_choice
 from canal.annotation.query import Query
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
-from canal.data.genes import MOUSE_TABLE, Pairs, mouse_orthologs, read_aliases, read_pairs
+from canal.data.genes import (
+    HUMAN_TABLE,
+    MOUSE_TABLE,
+    Pairs,
+    human_symbols,
+    mouse_orthologs,
+    read_aliases,
+    read_pairs,
+)
 from canal.io.arrays import EXAMPLES, listed
 from canal.quality.symbols import ENSEMBL, MOUSE, kinds_of
 
@@ -32,6 +39,9 @@ AMBIGUOUS = "ambiguous"
 
 OWN_TABLE = "mouse_table"
 """Key of the record under which canal's own table of orthologs stands, where it translated mouse genes."""
+
+OWN_GENES = "human_table"
+"""Key of the record under which canal's own table of human Ensembl ids stands, where it was used."""
 
 _LOOKED_AT, _ENOUGH = 2000, 0.8
 """Share of the model's genes that the index must hold for columns of var not to be tried."""
@@ -103,7 +113,10 @@ def rename(query: Query, panel: Sequence[str], naming: Naming, chosen: bool) -> 
     if mouse and naming.orthologs is None and not _of_mouse(panel):
         tables["orthologs"] = mouse_orthologs()
         _refuse_unknown_mice(query, names, panel, naming, tables["orthologs"])
-        renamed |= {OWN_TABLE: {"name": MOUSE_TABLE.name, "sha256": file_digest(MOUSE_TABLE)}}
+        renamed |= {OWN_TABLE: _about(MOUSE_TABLE)}
+    elif naming.gene_map is None and _of_ids(names) and not _of_ids(panel):
+        tables["gene_map"] = human_symbols()
+        renamed |= {OWN_GENES: _about(HUMAN_TABLE)}
     for method, step in _exact_steps(tables, panel, names):
         targets = _filled(names, panel, step)
         renamed |= {method: len(targets)} if targets else {}
@@ -121,6 +134,10 @@ def rename(query: Query, panel: Sequence[str], naming: Naming, chosen: bool) -> 
         names = [renames.found.get(name, name) for name in names]
     renamed |= {AMBIGUOUS: list(dict.fromkeys(ambiguous))} if ambiguous else {}
     return replace(query, genes=names), renamed
+
+
+def _about(table: Path) -> dict[str, str]:
+    return {"name": table.name, "sha256": file_digest(table)}
 
 
 def ambiguity_warning(renamed: Mapping[str, Any]) -> str:
@@ -304,92 +321,7 @@ def _of_mouse(names: Sequence[str]) -> bool:
     return 2 * of_mouse > len(looked) and kinds[ENSEMBL] + kinds[MOUSE] > 0
 
 
-# Coverage: how many of a model's genes a query has, and what to do if there are too few.
-
-SOFT = 0.8
-"""Below this share labels come with a warning."""
-
-_COLUMNS_LOOKED_AT = 20
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """Which of the panel genes a query has."""
-
-    found: int
-    panel: int
-    missing: tuple[str, ...]
-
-    @property
-    def share(self) -> float:
-        """Share of the panel that was found, 0...1."""
-        return self.found / self.panel
-
-    @property
-    def warning(self) -> str:
-        """A warning for a share below `SOFT`, else ``""``."""
-        if self.share >= SOFT:
-            return ""
-        return (
-            f"{self.found} of the model's {self.panel} genes are there ({self.share:.0%}); the others count "
-            f"as not expressed, so labels are less certain; missing are {listed(self.missing, EXAMPLES)}"
-        )
-
-
-def cover(query: Query, panel: Sequence[str], min_coverage: float, force: bool = False) -> Coverage:
-    """Return the coverage of ``panel`` by the query's genes; blanks around a name do not count.
-
-    Raises
-    ------
-    DataError
-        If no gene is found, or the share is below ``min_coverage`` and not forced; the message describes the
-        query's genes, and names a column of var that fits better.
-    """
-    own = _names(query.genes)
-    missing = tuple(gene for gene in panel if gene not in own)
-    coverage = Coverage(len(panel) - len(missing), len(panel), missing)
-    if not coverage.found or (coverage.share < min_coverage and not force):
-        needed = math.ceil(min_coverage * len(panel))
-        raise DataError(
-            f"{query.name}: {coverage.found} of the model's {len(panel)} genes were found, at least {needed} "
-            f"are needed ({min_coverage:.0%}). The model knows symbols such as {listed(panel[:EXAMPLES])}; "
-            f"{query.layer} has {len(query.genes)} genes, such as "
-            f"{listed([gene for gene in query.genes if gene][:EXAMPLES])}. "
-            + _advice(query, panel, coverage.found)
-            + (". --force labels the cells nonetheless" if coverage.found else "")
-        )
-    return coverage
-
-
-def _names(genes: Sequence[str]) -> set[str]:
-    return {gene.strip() for gene in genes}
-
-
-def _advice(query: Query, panel: Sequence[str], found: int) -> str:
-    wanted = set(panel)
-    if (transposed := len(wanted & _names(query.cells()))) > found:
-        return (
-            f"{transposed} of them are names of its cells: the matrix is transposed (genes by cells); "
-            "transpose it back (anndata: adata.T)"
-        )
-    looked_at = list(query.columns)[:_COLUMNS_LOOKED_AT]
-    counts = {name: len(wanted & _names(query.columns[name]())) for name in looked_at}
-    best = max(counts, key=lambda name: counts[name], default="")
-    if best and counts[best] > found:
-        return f"Column {best!r} of var has {counts[best]} of them: use --gene-column {best}"
-    kinds = Counter(kinds_of(query.genes[:_LOOKED_AT]))
-    usual = kinds.most_common(1)[0][0] if kinds else ""
-    columns = f"var has the columns {listed(list(query.columns))}" if query.columns else "var has no columns"
-    if usual == ENSEMBL:
-        return (
-            f"These are Ensembl ids: name a column of symbols with --gene-column ({columns}), or give a "
-            "table of ids and symbols with --gene-map FILE"
-        )
-    if usual == MOUSE:
-        return (
-            "These look like mouse symbols, and the model knows human ones: leave --species out, or give "
-            "--species mouse, with --orthologs FILE for a table of your own"
-        )
-    if len(query.layers) > 1:
-        return f"Another matrix may hold more genes: try --layer; there are {listed(list(query.layers))}"
-    return f"If a column of var holds human symbols, name it with --gene-column; {columns}"
+def _of_ids(names: Sequence[str]) -> bool:
+    """Whether most names are Ensembl ids of human genes."""
+    looked = [name for name in names if name][:_LOOKED_AT]
+    return 2 * sum(re.fullmatch(_ID, name) is not None for name in looked) > len(looked)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.annotation.naming import Coverage, ambiguity_warning, cover, rename
+from canal.annotation.coverage import Coverage, cover
+from canal.annotation.naming import ambiguity_warning, rename
 from canal.annotation.options import Options
 from canal.annotation.query import Query
 from canal.annotation.query_units import Units, check_block, check_entries, find_units

@@ -22,7 +22,8 @@ from canal.annotation.columns import (
     named,
     reasons,
 )
-from canal.annotation.naming import Coverage, ambiguity_warning, mouse_warning
+from canal.annotation.coverage import Coverage
+from canal.annotation.naming import ambiguity_warning, mouse_warning
 from canal.annotation.options import Options
 from canal.annotation.query_units import AUTO
 from canal.annotation.reading import Block, Reading

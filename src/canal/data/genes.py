@@ -173,14 +173,33 @@ def mouse_orthologs() -> Pairs:
     DataError
         If the table is missing or damaged.
     """
+    return _own_pairs(MOUSE_TABLE, "mouse genes", "a table of mouse and human genes with --orthologs FILE")
+
+
+HUMAN_TABLE = Path(__file__).with_name("human_genes.tsv.gz")
+"""Ensembl ids and symbols of human genes; its first lines tell source, licence and making."""
+
+
+def human_symbols() -> Pairs:
+    """Return for each Ensembl id of a human gene its symbol, from canal's own table: GENCODE's of release 48.
+
+    Raises
+    ------
+    DataError
+        If the table is missing or damaged.
+    """
+    return _own_pairs(HUMAN_TABLE, "human genes", "a table of ids and symbols with --gene-map FILE")
+
+
+def _own_pairs(table: Path, of: str, instead: str) -> Pairs:
     try:
-        text = gzip.decompress(MOUSE_TABLE.read_bytes()).decode("utf-8")
+        text = gzip.decompress(table.read_bytes()).decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(
-            f"canal's own table of mouse genes, {MOUSE_TABLE.name}, is missing or damaged ({error}): install "
-            "canal again, or give a table of mouse and human genes with --orthologs FILE"
+            f"canal's own table of {of}, {table.name}, is missing or damaged ({error}): install canal again, "
+            f"or give {instead}"
         ) from error
-    return _parse_pairs(MOUSE_TABLE, text)
+    return _parse_pairs(table, text)
 
 
 @cache

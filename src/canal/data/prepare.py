@@ -8,10 +8,9 @@ import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import csr_matrix
 
 from canal.config.stage_sections import Source
@@ -24,6 +23,9 @@ from canal.io.blocks import Matrix
 from canal.io.h5ad import H5adFile, open_h5ad
 from canal.io.hdf5 import compression_of, read_whole
 from canal.io.writer import H5adWriter
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 1
 CELLS = "cells.h5ad"
@@ -136,6 +138,8 @@ def _write_cells(
     file: H5adFile, name: str, source: Source, settings: PrepareSettings, path: Path
 ) -> tuple[int, int, Repairs]:
     """Write the canonical file; return its numbers of cells and genes, and the repairs."""
+    import pandas as pd
+
     matrix = file.matrix(source.layer)
     none = file.not_genes(source.layer)
     column = source.gene_column
@@ -177,7 +181,7 @@ def _write_rows(
 def _obs(table: pd.DataFrame, digests: list[str]) -> pd.DataFrame:
     """Return obs, indexed by cell id; columns with few values are categorical, which keeps the file small."""
     obs = table[list(_TABLE)].astype(str).astype("category")
-    obs.index = pd.Index(table["cell_id"].to_numpy(dtype=object))
+    obs.index = table["cell_id"].to_numpy(dtype=object)
     obs.insert(0, "cell_id", table["cell_id"].to_numpy(dtype=object))
     obs["cell_digest"] = np.array(digests, dtype=object)
     return obs
@@ -203,6 +207,8 @@ def describe_cells(file: H5adFile, name: str, source: Source) -> tuple[pd.DataFr
     DataError
         If the file lacks the column of labels, of batches, or one that ``where`` filters on.
     """
+    import pandas as pd
+
     names = file.obs_names()
     unique, repeated = unique_names(names)
     labels = pd.Series([""] * file.n_cells, dtype=object)  # of a source that only pre-trains
@@ -322,6 +328,8 @@ def _stripped(labels: pd.Series, label_map: dict[str, str | None] | None) -> tup
 
 def _batches(file: H5adFile, name: str, source: Source) -> tuple[pd.Series, int]:
     """Return each cell's batch and how many cells had none; they are given the source's name."""
+    import pandas as pd
+
     if source.batch is None:
         return pd.Series([name] * file.n_cells, dtype=object), 0
     batch = file.obs_column(source.batch)
@@ -333,6 +341,8 @@ def _kept(
     file: H5adFile, names: Sequence[str], table: pd.DataFrame, source: Source
 ) -> tuple[np.ndarray, Repairs]:
     """Return which cells stay, and for each rule that drops cells how many it dropped first."""
+    import pandas as pd
+
     rules = {
         f"where_{column}": file.obs_column(column).isin(allowed) for column, allowed in source.where.items()
     }

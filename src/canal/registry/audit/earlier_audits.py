@@ -52,7 +52,8 @@ class EarlierAudits:
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
         self._store = store
         self._now = {_place(one): _looks(store, one) for one in versions if not one.erased}
-        self._params = file_digest(layout.params)  # what is excluded, and where versions come from
+        # What is excluded, and where versions come from; a project that is only looked at may have none.
+        self._params = file_digest(layout.params) if layout.params.is_file() else ""
         self._read = _noted(self._path, self._params)
 
     def unchanged(self, versions: Sequence[Version]) -> list[Version]:
