@@ -188,11 +188,11 @@ def test_what_was_too_little_to_judge_is_not_called_a_failure():
     overrides = ["ece", "retention:first/B", "retention:first/NK"]
     row = make_versions()[0] | {"overrides": overrides, "not_judged": overrides[1:]}
     shown = " ".join(rendered(versions_table([row]), 200).split())
-    assert "promoted despite ece; promoted with too few cells to judge: retention:first/B, reten" in shown
+    assert "promoted despite ece; promoted with 2 rules not judged: too few cells" in shown
     few = rendered(versions_table([row | {"overrides": overrides[1:]}]), 200)
     assert "despite" not in few
     many = [f"retention:first/{n}" for n in range(9)]
-    shown = rendered(versions_table([row | {"overrides": many, "not_judged": many}]), 250)
+    shown = rendered(versions_table([row | {"overrides": many, "not_judged": []}]), 250)
     assert " and 5 more" in " ".join(shown.split())
 
 
@@ -258,3 +258,18 @@ def test_two_aliases_of_one_version_are_explained():
     assert why in " ".join(both.split())
     alone = rendered(versions_table([row | {"aliases": ["candidate"]}]), width=200)
     assert why not in " ".join(alone.split())
+
+
+def test_cells_that_a_limit_cut_do_not_count_as_unlike_all_that_was_learned():
+    expected = {"lowest": 0.05, "usual": 0.05, "highest": 0.06}
+    summary = {
+        "n_cells": 100, "values": "counts", "values_detected": True, "warnings": [],
+        "genes": {"found": 20, "panel": 20, "missing": []}, "cell_types": {"B": 60, "Unassigned": 40},
+        "study": {"known_unassigned": expected, "like_learned": 0.95},
+        "unassigned_by": {"low_quality": 1, "is_novel": 4, "min_confidence": 35},
+    }  # fmt: skip
+    told = " ".join(rendered(annotation_table(summary), 200).split())
+    assert "some 5 % would be Unassigned (5 % to 6 %): 5.0 % are" in told
+    assert "35 below --min-confidence" in told
+    del summary["unassigned_by"]
+    assert "40.0 % are, so some are likely unlike" in " ".join(rendered(annotation_table(summary), 200).split())

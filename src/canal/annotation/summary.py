@@ -16,6 +16,7 @@ from canal.annotation.columns import (
     CELL_TYPE,
     COARSE_TYPE,
     CONFIDENCE,
+    IS_NOVEL,
     LOW_QUALITY,
     NOVELTY,
     UNASSIGNED,
@@ -137,7 +138,7 @@ def summarise(
             mouse_warning(reading.renamed),
             unplaced_warning(annotator.labels, annotator.ontology) if options.coarse is not None else "",
             ambiguity_warning(reading.renamed),
-            shift_warning(study, ordered.get(UNASSIGNED, 0) / max(1, len(table))),
+            shift_warning(study, _share_novel(table)),
         )
         if text
     ]
@@ -252,11 +253,18 @@ class Depth:
         }
 
 
+def _share_novel(table: pd.DataFrame) -> float:
+    """Return the share of cells that the version's own rule calls Unassigned, whatever limits are given."""
+    novel = table[IS_NOVEL].astype(bool) | table[LOW_QUALITY].astype(bool)
+    return float(novel.mean()) if len(table) else 0.0
+
+
 def shift_warning(study: Mapping[str, Any], unassigned: float) -> str:
     """Return a warning where most cells differ from those of the learned studies, else ``""``.
 
-    ``unassigned`` is the share of the file's cells that are so. Where it is beyond all that happened to a
-    learned study when it was left out, such a figure foretells nothing here, and none is given.
+    ``unassigned`` is the share of the file's cells that are so by the version's own rule. Where it is beyond
+    all that happened to a learned study when it was left out, such a figure foretells nothing here, and none
+    is given.
     """
     if not study or study["like_learned"] >= MOST_LIKE:
         return ""

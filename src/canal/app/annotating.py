@@ -25,7 +25,7 @@ from canal.app.models import FoundModel, find_model, project_here
 from canal.app.origins import Origin, cause_of, now, readable
 from canal.app.project import Project
 from canal.core.digests import canonical_json
-from canal.core.errors import LOG, CanalError, DataError, Doubt, RegistryError
+from canal.core.errors import LOG, CanalError, DataError, Doubt, RegistryError, tell
 from canal.core.files import append_line, scratch_folder
 from canal.core.progress import doing
 from canal.io.addresses import Address
@@ -122,8 +122,8 @@ def annotate(
     options = replace(options, model_name=found.provenance, origin={"time": now()})
     if isinstance(cells, Path | Address):
         with Origin(cells) as input_file:
-            return annotate_path(annotator, cells, replace(options, origin=input_file))
-    table = annotate_adata(annotator, cells, options)
+            return annotate_path(annotator, cells, replace(options, origin=input_file), tell)
+    table = annotate_adata(annotator, cells, options, tell)
     if write:
         Places.of(table, canonical_json(table.attrs["canal"])).write_into(cells)
     return table

@@ -291,7 +291,7 @@ class _Examined:
             mend = f"bring back {self.layout.artifacts.name}/, or canal registry rebuild"
             yield Check("registry", "broken", f"files are missing: {first_names(lost)}", mend)
         else:
-            yield Check("registry", "ok", f"{store.shown}: {len(versions)} versions")
+            yield Check("registry", "ok", f"{store.shown}: {len(versions)} versions, backbones included")
         here = {alias: one.number for one in store.versions() for alias in one.aliases}
         said = {name: one for name, one in ledger_aliases(entries, store.names.model).items() if one}
         if differ := sorted(name for name in {*here, *said} if here.get(name) != said.get(name)):

@@ -147,7 +147,7 @@ def add(
         show_result(document, as_json)
     added = f"added stage {name} to params.yaml"
     if commit:
-        note(f"{added} and committed it; next: canal run")
+        note(f"{added} and committed it (git revert HEAD takes it back); next: canal run")
     else:
         note(f'{added}; next: git commit -m "Add stage {name}" params.yaml, then canal run')
 

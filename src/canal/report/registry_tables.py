@@ -143,7 +143,8 @@ def _what(entry: Document) -> str:
     if failed:
         parts.append(f"overriding {', '.join(failed)}")
     if few := [rule for rule in details.get("overrides", ()) if rule not in failed]:
-        parts.append(f"with too few test cells to judge {', '.join(few)}")
+        because = f" ({details['too_few']})" if details.get("too_few") else ""
+        parts.append(f"with too few test cells to judge {', '.join(few)}{because}")
     if levels := details.get("merged"):
         parts.append(f"(entry {levels[0]['seq']} of a merged ledger)")
     return " ".join(parts)

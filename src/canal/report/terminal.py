@@ -129,7 +129,8 @@ def annotation_table(summary: Mapping[str, Any]) -> Group:
     by = {how: n for how, n in genes.get("renamed", {}).items() if isinstance(n, int)}
     told += f", by another name: {', '.join(f'{n:,} ({how})' for how, n in by.items())}" if by else ""
     warnings = [text(f"warning: {one}", "yellow") for one in summary["warnings"]]
-    share = summary["cell_types"].get("Unassigned", 0) / max(1, n_cells)
+    cut = sum(n for name, n in summary.get("unassigned_by", {}).items() if name not in _BY_THE_VERSION)
+    share = (summary["cell_types"].get("Unassigned", 0) - cut) / max(1, n_cells)
     study = [text(line, "dim") for line in _study(summary.get("study", {}), share)]
     study = study or [text(_NO_STUDY, "dim")]
     if coarse := summary.get("coarse_types", {}):
@@ -167,6 +168,7 @@ def partitions_table(parts: Mapping[str, Any]) -> Group:
 
 
 _MOST_COARSE = 8
+_BY_THE_VERSION = ("low_quality", "is_novel")
 _REASONS = {
     "low_quality": "express no gene of the model",
     "is_novel": "novel by the version's rule",
@@ -322,11 +324,10 @@ def _names(one: Mapping[str, Any]) -> Any:
     gone = "erased" if one.get("erased") else "retired" if one.get("retired") else ""
     marks = [(gone, "red")] if gone else []
     few = one.get("not_judged", ())
-    for words, rules in (
-        ("promoted despite", [rule for rule in one.get("overrides") or () if rule not in few]),
-        ("promoted with too few cells to judge:", list(few)),
-    ):
-        marks += [(f"{words} {first_names(rules, _RULES)}", "yellow")] if rules else []
+    if failed := [rule for rule in one.get("overrides") or () if rule not in few]:
+        marks.append((f"promoted despite {first_names(failed, _RULES)}", "yellow"))
+    if few:
+        marks.append((f"promoted with {count(len(few), 'rule')} not judged: too few cells", "yellow"))
     for mark, style in marks:
         names.append("; " if names.plain else "").append_text(text(mark, style))
     return names

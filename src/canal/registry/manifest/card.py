@@ -255,7 +255,7 @@ class Card:
 def _of_stage(one: Document) -> str:
     cells = "" if one["cells"] is None else f"; {count(one['cells'], 'training cell')}"
     if (donors := one["donors"]) is not None:
-        cells += f" of {donors:,} donors or batches" if donors > 1 else " of one donor or batch"
+        cells += f" of {donors:,} donors or batches" if donors > 1 else ", donors not told apart"
     citation = one["citation"].rstrip(".") or "no citation declared"
     return f"{one['stage']}: {citation}; licence {one['licence'] or 'not declared'}{cells}."
 
