@@ -10,7 +10,7 @@ from canal.app.learning import watch_training
 from canal.app.pipeline import argument, run
 from canal.config.layout import Layout
 from canal.core.errors import ConfigError
-from canal.runtime.startup import PROCESSES
+from canal.runtime.together import PROCESSES
 from canal.tuning.document import trial_documents
 from canal.tuning.study import Study
 from tests.support.cells import make_config

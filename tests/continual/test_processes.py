@@ -21,7 +21,8 @@ from canal.continual.processes import LostProcessError, Share, backend
 from canal.continual.trainer import learn_stage
 from canal.core.errors import ConfigError
 from canal.model.storage import BackboneConfig, weights_digest
-from canal.runtime.startup import PROCESSES, TORCHRUN, follows, own_code, processes_asked
+from canal.runtime.startup import own_code
+from canal.runtime.together import PROCESSES, TORCHRUN, follows, processes_asked
 from tests.continual.test_pretraining import SETTINGS as PRETRAINING
 from tests.continual.test_pretraining import corpus
 from tests.support.models import make_backbone

@@ -272,4 +272,6 @@ def test_cells_that_a_limit_cut_do_not_count_as_unlike_all_that_was_learned():
     assert "some 5 % would be Unassigned (5 % to 6 %): 5.0 % are" in told
     assert "35 below --min-confidence" in told
     del summary["unassigned_by"]
-    assert "40.0 % are, so some are likely unlike" in " ".join(rendered(annotation_table(summary), 200).split())
+    assert "40.0 % are, so some are likely unlike" in " ".join(
+        rendered(annotation_table(summary), 200).split()
+    )

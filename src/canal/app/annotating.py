@@ -28,8 +28,9 @@ from canal.core.digests import canonical_json
 from canal.core.errors import LOG, CanalError, DataError, Doubt, RegistryError, tell
 from canal.core.files import append_line, scratch_folder
 from canal.core.progress import doing
-from canal.io.addresses import Address
+from canal.io.addresses import Address, has_wildcards
 from canal.io.locations import Location, shown_as
+from canal.io.locations import location as location
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.manifest.version_folder import read_key
 from canal.registry.store.database import Version
@@ -127,6 +128,13 @@ def annotate(
     if write:
         Places.of(table, canonical_json(table.attrs["canal"])).write_into(cells)
     return table
+
+
+def into_folder(sources: Sequence[Location], output: Location) -> bool:
+    """Return whether labels go into a folder: of several inputs, or at an address of no file's name."""
+    if len(sources) > 1 or any(isinstance(one, Address) and has_wildcards(one) for one in sources):
+        return True
+    return isinstance(output, Address) and output.suffix.lower() not in (*TABLES, ".h5ad", ".zarr")
 
 
 def annotate_file(

@@ -34,10 +34,8 @@ from canal.core.digests import canonical_json
 from canal.core.errors import CanalError, ConfigError, DataError
 from canal.core.files import parse_json
 from canal.core.progress import by_cells, count, doing
-from canal.io.addresses import Address, has_wildcards
 from canal.io.formats import Fingerprint
-from canal.io.locations import Location, bytes_at, matching, resolved
-from canal.io.locations import location as location
+from canal.io.locations import Location, bytes_at, location, matching, resolved
 
 if TYPE_CHECKING:
     from canal.model.load import CellAnnotator
@@ -107,13 +105,6 @@ class Spread:
                 "array: --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
             )
         return int(found[1]) - 1, int(found[2])
-
-
-def into_folder(sources: Sequence[Location], output: Location) -> bool:
-    """Return whether labels go into a folder: of several inputs, or at an address of no file's name."""
-    if len(sources) > 1 or any(isinstance(one, Address) and has_wildcards(one) for one in sources):
-        return True
-    return isinstance(output, Address) and output.suffix.lower() not in (*TABLES, ".h5ad", ".zarr")
 
 
 def annotate_files(

@@ -15,7 +15,8 @@ from canal.core.errors import CanalError, ConfigError, tell, there_are
 from canal.core.files import system_refusal
 from canal.core.progress import doing, watch
 from canal.registry.store.tracking import StepRun, handed_run, start_entry_point, step_run
-from canal.runtime.startup import INTERRUPTED, begin, follows
+from canal.runtime.startup import INTERRUPTED, begin
+from canal.runtime.together import follows
 
 _PATIENCE_S = 120
 

@@ -31,7 +31,8 @@ from canal.app.project import Project, git
 from canal.config.layout import Layout
 from canal.core.errors import CanalError, HistoryError, tell
 from canal.core.progress import AROUND, doing, span, told_together, watch
-from canal.runtime.startup import INTERRUPTED, begin, processes_asked
+from canal.runtime.startup import INTERRUPTED, begin
+from canal.runtime.together import processes_asked
 
 _NEW = {
     "canal.json": "which canal the project uses",

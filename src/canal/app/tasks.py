@@ -30,7 +30,7 @@ from canal.model.backbone import Backbone
 from canal.model.compute import find_device
 from canal.model.storage import PRESETS, read_names
 from canal.registry.manifest.version_folder import Key
-from canal.runtime.startup import processes_asked
+from canal.runtime.together import processes_asked
 
 PART_CELLS = 50_000
 """Cells of a part of a stage, whose sums are added up by themselves."""

@@ -165,9 +165,9 @@ def annotate(
     show: Callable[[dict[str, Any]], Any]
     with cells_progress() as on_cells:
         callbacks = app.annotating.Callbacks(note, on_cells)
-        places = [app.partitioning.location(one) for one in sources]
-        target = app.partitioning.location(output)
-        if given or app.partitioning.into_folder(places, target):
+        places = [app.annotating.location(one) for one in sources]
+        target = app.annotating.location(output)
+        if given or app.annotating.into_folder(places, target):
             how, show = app.partitioning.Spread(**given), partitions_table
             made = app.partitioning.annotate_files(places, target, options, model, callbacks, how, root)
         else:
@@ -188,6 +188,6 @@ def collect(
 
     Exit code 1 while partitions are missing.
     """
-    place = app.partitioning.location(folder)
+    place = app.annotating.location(folder)
     parts = app.partitioning.collect_files(place, model, app.annotating.Callbacks(note), root)
     show_result(parts if as_json else partitions_table(parts), as_json)

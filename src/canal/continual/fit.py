@@ -30,7 +30,7 @@ from canal.model import Precision
 from canal.model.backbone import Performer
 from canal.model.compute import in_threads
 from canal.model.storage import weights_digest
-from canal.runtime.startup import PROCESSES
+from canal.runtime.together import PROCESSES
 
 Epoch = dict[str, Any]
 """Record of an epoch: its number as ``epoch``, and its measures, JSON values only."""

@@ -33,7 +33,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from canal.core.errors import CanalError, ConfigError, TrainingError
 from canal.core.files import scratch_folder
-from canal.runtime.startup import PROCESSES, TORCHRUN
+from canal.runtime.together import PROCESSES, TORCHRUN
 
 Item = TypeVar("Item")
 _PATIENCE = timedelta(minutes=30)
