@@ -13,7 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from canal.cli import app
+from canal.registry.audit.earlier_audits import EarlierAudits
 from canal.registry.audit.full_audit import audit
+from canal.registry.audit.version_files import AuditLog
 from canal.registry.ledger.ledger import Draft
 from canal.registry.promotion.moves import ledger_of
 from tests.pipeline.conftest import Line, move_database
@@ -137,7 +139,17 @@ def test_an_audit_that_resumes_reads_what_changed_and_names_the_rest(project, ne
     finally:
         path.write_bytes(content)
     assert resumed(project).versions == ("version 2",)
+    assert found(project, [newest]) == []  # an audit of one version leaves what is noted of others
     assert resumed(project).versions == ()
+
+
+def test_a_version_whose_ancestors_do_not_hold_is_read_again(project, newest):
+    for subject, read_again in (("version 2, ancestor 0123456789ab", [newest]), ("version 22", [])):
+        log = AuditLog()
+        log.finding(subject, "files", "something")
+        EarlierAudits(project.store, project.layout, [newest]).keep([newest], log)
+        again = EarlierAudits(project.store, project.layout, [newest])
+        assert [one for one in [newest] if one not in again.unchanged([newest])] == read_again
 
 
 @pytest.mark.parametrize("notes", ["", "{}", '{"format": 1, "versions": 3}', "[" * 9999])

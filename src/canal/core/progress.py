@@ -193,7 +193,7 @@ _WATCH = _Watch()
 def watch(later: float = 0.0) -> None:
     """From now on tell what lasts, ``later`` seconds after other processes of this run would have.
 
-    Commands and steps of the pipeline call it; who imports canal is told nothing.
+    Commands and steps of the pipeline call it; who imports canal is told of cells that are labelled, no more.
     """
     _WATCH.is_on, _WATCH.later = True, later
 

@@ -301,17 +301,17 @@ def layout(adata: AnnData, *, key: str = "canal") -> np.ndarray:
     if find_spec("umap") is not None:
         model = import_module("umap").UMAP(random_state=0, n_jobs=1)
         return np.asarray(model.fit_transform(embedding), dtype=np.float32)
-    warnings.warn(
-        f"obsm has no {UMAP} and umap-learn is not installed, so t-SNE places the cells: pip install "
-        "umap-learn, or compute it once (scanpy: sc.tl.umap)",
-        stacklevel=2,
-    )
     if len(embedding) > _MOST_CELLS:
         raise DataError(
             f"obsm has no {UMAP}, and laying out {len(embedding):,} cells by t-SNE would take minutes (at "
             f"most {_MOST_CELLS:,}): compute it once (scanpy: sc.pp.neighbors(adata, use_rep={own!r}); "
             "sc.tl.umap(adata)), install umap-learn, or draw a part of the cells"
         )
+    warnings.warn(
+        f"obsm has no {UMAP} and umap-learn is not installed, so t-SNE places the cells: pip install "
+        "umap-learn, or compute it once (scanpy: sc.tl.umap)",
+        stacklevel=2,
+    )
     return tsne_places(embedding)
 
 

@@ -129,14 +129,14 @@ def annotation_table(summary: Mapping[str, Any]) -> Group:
     by = {how: n for how, n in genes.get("renamed", {}).items() if isinstance(n, int)}
     told += f", by another name: {', '.join(f'{n:,} ({how})' for how, n in by.items())}" if by else ""
     warnings = [text(f"warning: {one}", "yellow") for one in summary["warnings"]]
-    cut = sum(n for name, n in summary.get("unassigned_by", {}).items() if name not in _BY_THE_VERSION)
+    by_reason = summary.get("unassigned_by", {})
+    cut = sum(n for name, n in by_reason.items() if name not in _BY_THE_VERSION)
     share = (summary["cell_types"].get("Unassigned", 0) - cut) / max(1, n_cells)
     study = [text(line, "dim") for line in _study(summary.get("study", {}), share)]
     study = study or [text(_NO_STUDY, "dim")]
     if coarse := summary.get("coarse_types", {}):
         most = ", ".join(f"{name} {n:,}" for name, n in list(coarse.items())[:_MOST_COARSE])
         study.insert(0, text(f"coarse types: {most}{', ...' if len(coarse) > _MOST_COARSE else ''}", "dim"))
-    by_reason = summary.get("unassigned_by", {})
     if by_reason:
         shown = ", ".join(f"{n:,} {_REASONS[name]}" for name, n in by_reason.items())
         study.insert(0, text(f"Unassigned: {shown}", "dim"))

@@ -1,10 +1,8 @@
-"""Which processes learn a network together, as the environment says."""
+"""Which processes learn a network together, as the environment says; see `canal.continual.processes`."""
 
 import os
 
 from canal.core.errors import ConfigError
-
-# Processes that learn a network together; see `canal.continual.processes`.
 
 PROCESSES = "CANAL_PROCESSES"
 """The environment variable with the number of processes that learn a network. It changes no result, so it is

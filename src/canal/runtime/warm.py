@@ -185,15 +185,18 @@ class Server:
             self._asked, self._ahead = True, [*LIBRARIES]
         gc.freeze()  # objects shared with forks are not scanned for garbage there
         importlib.invalidate_caches()  # in the server: in a fork it would copy hundreds of memory pages
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         pid = os.fork()
         if pid == 0:
             self._close_in_fork()
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)  # a signal that came before ends it now
             client.close()
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
                 os.close(stream)
             _apply_environment(order, self._environment)
             return order
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         for stream in streams:
             os.close(stream)
         script = Script(pid, os.pidfd_open(pid), client)

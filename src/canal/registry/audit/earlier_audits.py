@@ -8,7 +8,7 @@ others: who can write there can write them. `canal audit` without ``--resume`` r
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,7 +51,7 @@ class EarlierAudits:
         self._path = layout.private / "audited.json"
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
         self._store = store
-        self._now = {_place(one): _looks(store, one) for one in versions if not one.erased}
+        self._now = {_key(one): _looks(store, one) for one in versions if not one.erased}
         # What is excluded, and where versions come from; a project that is only looked at may have none.
         self._params = file_digest(layout.params) if layout.params.is_file() else ""
         self._read = _noted(self._path, self._params)
@@ -78,30 +78,27 @@ class EarlierAudits:
         )
         log.note("audit", "resume", what)
 
-    def keep(self, audited: Sequence[Version], passed_over: Collection[Version], log: AuditLog) -> None:
-        """Write down the versions that this audit found nothing in; those passed over stay."""
-        faulty = {one.subject for one in log.findings}
-        read = {_key(_place(one)): noted for one in passed_over if (noted := self._earlier(one)) is not None}
+    def keep(self, audited: Sequence[Version], log: AuditLog) -> None:
+        """Write down the versions that this audit found nothing in; what is noted of others stays."""
+        faulty = {one.subject.partition(",")[0] for one in log.findings}  # also "version 3, ancestor ..."
+        read = dict(self._read)
         for one in audited:
-            looks = self._now.get(_place(one))
+            read.pop(_key(one), None)
+            looks = self._now.get(_key(one))
             if looks is not None and version_name(self._store, one.model, one.number) not in faulty:
-                read[_key(_place(one))] = Read(looks, self._began)
+                read[_key(one)] = Read(looks, self._began)
         document = {name: {"files": one.files, "time": one.time} for name, one in read.items()}
         about = {"format": _FORMAT, "canal": __version__, "params": self._params}
         with suppress(OSError):  # a project that this user may only read
             write_json(self._path, {**about, "versions": document})
 
     def _earlier(self, version: Version) -> Read | None:
-        noted, looks = self._read.get(_key(_place(version))), self._now.get(_place(version))
+        noted, looks = self._read.get(_key(version)), self._now.get(_key(version))
         return noted if noted is not None and noted.files == looks else None
 
 
-def _place(version: Version) -> tuple[str, int, str]:
-    return version.model, version.number, version.record
-
-
-def _key(place: tuple[str, int, str]) -> str:
-    return " ".join(map(str, place))
+def _key(version: Version) -> str:
+    return f"{version.model} {version.number} {version.record}"
 
 
 def _looks(store: Store, version: Version) -> str | None:

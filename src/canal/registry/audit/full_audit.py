@@ -123,7 +123,7 @@ def audit(
         check_others(shown, snapshot, store, log)
         reader = VersionReader(store, snapshot.ready, snapshot.records, log, fetch)
         every = snapshot.ready if versions is None else list(versions)
-        earlier = EarlierAudits(store, layout, every)
+        earlier = EarlierAudits(store, layout, [] if depth == "files" else every)
         unchanged = earlier.unchanged(every) if depth == "changed" else []
         earlier.tell(unchanged, log)
         wanted = [one for one in every if one not in unchanged]
@@ -158,7 +158,7 @@ def audit(
         with doing("opening each version as MLflow does"):
             opening.report(log)
     if depth != "files":
-        earlier.keep(wanted, unchanged, log)
+        earlier.keep(wanted, log)
     log.counts["versions"], log.counts["versions not read again"] = len(wanted), len(unchanged)
     return Report(
         findings=tuple(log.findings),
